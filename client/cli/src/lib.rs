@@ -1,0 +1,1 @@
+//! The command of Inkfast: daemons, a local cluster, ledgers, benches.

@@ -1,0 +1,2 @@
+//! The command `inkfast`.
+fn main() {}

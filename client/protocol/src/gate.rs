@@ -1,0 +1,232 @@
+//! The bookie's gate: decides, for one ledger on one bookie, which adds are let in.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::mem;
+
+use bytes::Bytes;
+
+use crate::{Entry, EntryId, Refusal, WriterId};
+
+/// Names a question put to the gate, so that its answer finds the way back.
+pub type Ticket = u64;
+
+/// Guards one ledger on one bookie.
+///
+/// Feed it with `on_*`; after each call, take actions until there is none. What it asks to be
+/// written must go to the log in that order, and [`on_durable`](Self::on_durable) must report
+/// it in that order: that is why an add that was let in before a fence is on disk, and can be
+/// read, when the fence is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Gate {
+    fence: FenceMark,
+    writer: Option<WriterId>,
+    last_add_confirmed: Option<EntryId>,
+    in_flight: BTreeMap<EntryId, InFlight>,
+    actions: VecDeque<Action>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum FenceMark {
+    Open,
+    Writing { waiting: Vec<Ticket> },
+    Durable,
+}
+
+/// An add that was let in and is not on disk yet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct InFlight {
+    entry: Entry,
+    waiting: Vec<Ticket>,
+}
+
+/// Who adds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Adder {
+    /// The ledger's writer.
+    Writer {
+        /// Its UUID.
+        id: WriterId,
+        /// The encoded fragment brief that it sent, to be kept with its name.
+        fragment: Bytes,
+    },
+    /// A recovery, which is let in after the fence and never becomes the writer.
+    Recovery,
+}
+
+/// What the bookie has on disk at an entry's id.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Stored {
+    /// Certainly nothing.
+    Nothing,
+    /// The very same bytes; they were read and verified.
+    Same,
+    /// Other bytes, which are sound.
+    Other,
+    /// Something that cannot be read or told.
+    Unsound(Refusal),
+}
+
+/// A record for the log.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Record {
+    /// The ledger's first writer and the fragment that it began with.
+    Writer {
+        /// Its UUID.
+        id: WriterId,
+        /// The encoded fragment brief.
+        fragment: Bytes,
+    },
+    /// An entry.
+    Entry(Entry),
+    /// The fence.
+    Fence,
+}
+
+/// What the gate wants to be done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Append a record to the log.
+    Write(Record),
+    /// Answer a question.
+    Answer(Ticket, Answer),
+}
+
+/// An answer of the gate.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// The entry is on disk.
+    Added,
+    /// The fence is on disk, and so is every add that was let in before it.
+    Fenced {
+        /// The highest last add confirmed in the entries on disk.
+        last_add_confirmed: Option<EntryId>,
+    },
+    /// It is not done.
+    Refused(Refusal),
+}
+
+impl Gate {
+    /// Makes the gate of a ledger from what its records on disk say; an unknown ledger has none.
+    pub const fn new(
+        fenced: bool,
+        writer: Option<WriterId>,
+        last_add_confirmed: Option<EntryId>,
+    ) -> Self {
+        Self {
+            fence: if fenced { FenceMark::Durable } else { FenceMark::Open },
+            writer,
+            last_add_confirmed,
+            in_flight: BTreeMap::new(),
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// Takes an add. `stored` is what is on disk at its id now.
+    ///
+    /// It is answered once the entry is on disk, or refused at once.
+    pub fn on_add(&mut self, ticket: Ticket, adder: &Adder, entry: Entry, stored: Stored) {
+        if let Adder::Writer { id, .. } = adder {
+            if self.fence != FenceMark::Open {
+                return self.refuse(ticket, Refusal::Fenced);
+            }
+            if self.writer.is_some_and(|first| first != *id) {
+                return self.refuse(ticket, Refusal::OtherWriter);
+            }
+        }
+        if let Some(in_flight) = self.in_flight.get_mut(&entry.id()) {
+            if in_flight.entry != entry {
+                return self.refuse(ticket, Refusal::Conflict);
+            }
+            return in_flight.waiting.push(ticket);
+        }
+        match stored {
+            Stored::Nothing => self.let_in(ticket, adder, entry),
+            Stored::Same => self.actions.push_back(Action::Answer(ticket, Answer::Added)),
+            Stored::Other => self.refuse(ticket, Refusal::Conflict),
+            Stored::Unsound(refusal) => self.refuse(ticket, refusal),
+        }
+    }
+
+    /// Takes a fence. It is answered once it is on disk; adds of the writer are refused from now.
+    pub fn on_fence(&mut self, ticket: Ticket) {
+        match &mut self.fence {
+            FenceMark::Open => {
+                self.fence = FenceMark::Writing { waiting: vec![ticket] };
+                self.actions.push_back(Action::Write(Record::Fence));
+            }
+            FenceMark::Writing { waiting } => waiting.push(ticket),
+            FenceMark::Durable => self.answer_fenced(ticket),
+        }
+    }
+
+    /// Notes that a record is on disk, and can be read.
+    pub fn on_durable(&mut self, record: &Record) {
+        match record {
+            Record::Writer { .. } => {}
+            Record::Entry(entry) => {
+                let confirmed = entry.header().last_add_confirmed;
+                self.last_add_confirmed = self.last_add_confirmed.max(confirmed);
+                for ticket in self.in_flight.remove(&entry.id()).into_iter().flat_map(|f| f.waiting)
+                {
+                    self.actions.push_back(Action::Answer(ticket, Answer::Added));
+                }
+            }
+            Record::Fence => {
+                if let FenceMark::Writing { waiting } =
+                    mem::replace(&mut self.fence, FenceMark::Durable)
+                {
+                    waiting.into_iter().for_each(|ticket| self.answer_fenced(ticket));
+                }
+            }
+        }
+    }
+
+    /// Notes that the log has failed for good: nothing that is not on disk will ever be. Whoever
+    /// waits is refused.
+    pub fn on_log_failed(&mut self, why: &str) {
+        let adds = mem::take(&mut self.in_flight).into_values().flat_map(|f| f.waiting);
+        let mut waiting: Vec<_> = adds.collect();
+        if let FenceMark::Writing { waiting: fences } = &mut self.fence {
+            waiting.append(fences);
+        }
+        waiting
+            .into_iter()
+            .for_each(|ticket| self.refuse(ticket, Refusal::ReadOnly(why.to_owned())));
+    }
+
+    /// Returns the next thing to be done.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Returns the highest last add confirmed in the entries on disk.
+    pub const fn last_add_confirmed(&self) -> Option<EntryId> {
+        self.last_add_confirmed
+    }
+
+    /// Says whether the fence is on disk.
+    pub fn is_fenced(&self) -> bool {
+        self.fence == FenceMark::Durable
+    }
+
+    fn let_in(&mut self, ticket: Ticket, adder: &Adder, entry: Entry) {
+        if let (Adder::Writer { id, fragment }, None) = (adder, self.writer) {
+            // In the log before its first entry: no entry of a writer without its name.
+            self.writer = Some(*id);
+            let record = Record::Writer { id: *id, fragment: fragment.clone() };
+            self.actions.push_back(Action::Write(record));
+        }
+        let in_flight = InFlight { entry: entry.clone(), waiting: vec![ticket] };
+        self.in_flight.insert(entry.id(), in_flight);
+        self.actions.push_back(Action::Write(Record::Entry(entry)));
+    }
+
+    fn answer_fenced(&mut self, ticket: Ticket) {
+        let answer = Answer::Fenced { last_add_confirmed: self.last_add_confirmed };
+        self.actions.push_back(Action::Answer(ticket, answer));
+    }
+
+    fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
+        self.actions.push_back(Action::Answer(ticket, Answer::Refused(refusal)));
+    }
+}

@@ -1,0 +1,336 @@
+//! What clients and bookies say to each other: the bodies of the wire's frames.
+//!
+//! The first frame on a stream says what the stream is for. Bodies marked *fixed* are laid out
+//! by hand with little-endian numbers, and a reader takes their beginning and skips what a later
+//! version has put behind it; the others are protobuf.
+//!
+//! | kind | name | from | body |
+//! |---|---|---|---|
+//! | 1 | open adds | client | [`OpenAdds`]; adds follow on this stream |
+//! | 2 | tenure | client | fixed: tenure u64, fragment number u32; holds for the entries that follow |
+//! | 3 | entry | both | the entry, as [`Entry`](crate::Entry) lays it out |
+//! | 4 | added | bookie | fixed, [`Added`]: tenure u64, first entry u64, last entry u64 |
+//! | 5 | refused | bookie | [`Refused`]; on a stream of adds it is the last frame |
+//! | 6 | read | client | [`Read`]; for each id, in order, an entry (3) or a refusal (5) comes back |
+//! | 7 | fence | client | [`Fence`]; answered with 8 or 5 |
+//! | 8 | state | bookie | [`LedgerState`] |
+//!
+//! A stream of adds is opened with 1, then 2, then entries. Entries of one stream are taken in
+//! order; 4 says that of those sent on this stream in this tenure all from the first to the last
+//! are on disk. On a stream of reads any number of 6 may follow each other. 7 is a request: one
+//! frame there, one frame back.
+
+use prost::Message;
+use uuid::Uuid;
+
+use crate::{BookieId, EntryId, LedgerId, Replication, Tenure, WriterId};
+
+/// The kinds of frames; see the table of this module.
+pub mod kind {
+    /// Opens a stream of adds.
+    pub const OPEN_ADDS: u8 = 1;
+    /// States tenure and fragment number of the entries that follow.
+    pub const TENURE: u8 = 2;
+    /// Carries one entry.
+    pub const ENTRY: u8 = 3;
+    /// Acknowledges a run of entries.
+    pub const ADDED: u8 = 4;
+    /// Refuses.
+    pub const REFUSED: u8 = 5;
+    /// Asks for entries.
+    pub const READ: u8 = 6;
+    /// Asks for a ledger's state on the bookie, and fences it if so asked.
+    pub const FENCE: u8 = 7;
+    /// Tells a ledger's state on the bookie.
+    pub const STATE: u8 = 8;
+}
+
+/// The most entries that one [`Read`] may ask for.
+pub const READ_ENTRIES_MAX: usize = 1024;
+
+/// Says which ledger the adds of a stream are for, and who sends them.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct OpenAdds {
+    /// The ledger's id.
+    #[prost(uint64, tag = "1")]
+    pub ledger: u64,
+    /// The writer's UUID; absent: these are recovery's adds.
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub writer: Option<Vec<u8>>,
+    /// The fragment that the writer writes; the bookie keeps it, so that the metadata of lost
+    /// ledgers can be pieced together from the bookies.
+    #[prost(message, optional, tag = "3")]
+    pub fragment: Option<FragmentBrief>,
+}
+
+/// A fragment as a bookie keeps it.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct FragmentBrief {
+    /// E.
+    #[prost(uint32, tag = "1")]
+    pub ensemble_size: u32,
+    /// Qw.
+    #[prost(uint32, tag = "2")]
+    pub write_quorum: u32,
+    /// Qa.
+    #[prost(uint32, tag = "3")]
+    pub ack_quorum: u32,
+    /// The fragment's first entry.
+    #[prost(uint64, tag = "4")]
+    pub first: u64,
+    /// The UUIDs of its bookies, by place.
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    pub ensemble: Vec<Vec<u8>>,
+}
+
+impl FragmentBrief {
+    /// Makes the brief of a fragment.
+    pub fn new(replication: Replication, first: EntryId, ensemble: &[BookieId]) -> Self {
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Self {
+            ensemble_size: number(replication.ensemble()),
+            write_quorum: number(replication.write_quorum()),
+            ack_quorum: number(replication.ack_quorum()),
+            first: first.get(),
+            ensemble: ensemble.iter().map(|bookie| bookie.0.as_bytes().to_vec()).collect(),
+        }
+    }
+}
+
+impl OpenAdds {
+    /// Returns ledger and writer, or says what is wrong with them.
+    pub fn parse(&self) -> Result<(LedgerId, Option<WriterId>), Refusal> {
+        let writer = match &self.writer {
+            None => None,
+            Some(bytes) => Some(WriterId(
+                Uuid::from_slice(bytes).map_err(|_| bad("the writer's id is not a UUID"))?,
+            )),
+        };
+        Ok((ledger(self.ledger)?, writer))
+    }
+}
+
+/// Asks for entries, each of which is answered by itself.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct Read {
+    /// The ledger's id.
+    #[prost(uint64, tag = "1")]
+    pub ledger: u64,
+    /// The entries' ids, at most [`READ_ENTRIES_MAX`].
+    #[prost(uint64, repeated, tag = "2")]
+    pub entries: Vec<u64>,
+    /// Fence the ledger first, as every read of a recovery does.
+    #[prost(bool, tag = "3")]
+    pub fence: bool,
+}
+
+impl Read {
+    /// Returns the ledger, or says what is wrong with the request.
+    pub fn parse(&self) -> Result<LedgerId, Refusal> {
+        if self.entries.is_empty() || self.entries.len() > READ_ENTRIES_MAX {
+            return Err(bad(&format!("ask for 1 to {READ_ENTRIES_MAX} entries at a time")));
+        }
+        ledger(self.ledger)
+    }
+}
+
+/// Asks for a ledger's state on the bookie.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct Fence {
+    /// The ledger's id.
+    #[prost(uint64, tag = "1")]
+    pub ledger: u64,
+    /// Whether to fence the ledger before the answer; without it nothing changes.
+    #[prost(bool, tag = "2")]
+    pub fence: bool,
+}
+
+impl Fence {
+    /// Returns the ledger, or says what is wrong with it.
+    pub fn parse(&self) -> Result<LedgerId, Refusal> {
+        ledger(self.ledger)
+    }
+}
+
+/// A ledger's state on a bookie.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
+pub struct LedgerState {
+    /// The highest last add confirmed in the entries that the bookie has on disk.
+    #[prost(uint64, optional, tag = "1")]
+    pub last_add_confirmed: Option<u64>,
+    /// Whether the ledger is fenced here, on disk.
+    #[prost(bool, tag = "2")]
+    pub fenced: bool,
+}
+
+/// Acknowledges: of the entries sent on this stream in this tenure, all from the first to the
+/// last are on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Added {
+    /// The tenure that the entries were sent in.
+    pub tenure: Tenure,
+    /// The lowest of them.
+    pub first: EntryId,
+    /// The highest of them.
+    pub last: EntryId,
+}
+
+impl Added {
+    /// Encodes the body of the frame.
+    pub fn encode(&self) -> [u8; 24] {
+        let mut body = [0; 24];
+        body[..8].copy_from_slice(&self.tenure.0.to_le_bytes());
+        body[8..16].copy_from_slice(&self.first.get().to_le_bytes());
+        body[16..].copy_from_slice(&self.last.get().to_le_bytes());
+        body
+    }
+
+    /// Decodes the body of a frame; none when it is too short.
+    pub fn decode(body: &[u8]) -> Option<Self> {
+        Some(Self {
+            tenure: Tenure(u64_at(body, 0)?),
+            first: EntryId::new(u64_at(body, 8)?),
+            last: EntryId::new(u64_at(body, 16)?),
+        })
+    }
+}
+
+/// Encodes the body of a tenure frame.
+pub fn encode_tenure(tenure: Tenure, fragment: u32) -> [u8; 12] {
+    let mut body = [0; 12];
+    body[..8].copy_from_slice(&tenure.0.to_le_bytes());
+    body[8..].copy_from_slice(&fragment.to_le_bytes());
+    body
+}
+
+/// Decodes the tenure of a tenure frame's body; none when it is too short.
+pub fn decode_tenure(body: &[u8]) -> Option<Tenure> {
+    u64_at(body, 0).map(Tenure)
+}
+
+/// A refusal on the wire.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct Refused {
+    /// The refusal's number.
+    #[prost(uint32, tag = "1")]
+    pub code: u32,
+    /// What was wrong, for people.
+    #[prost(string, tag = "2")]
+    pub why: String,
+}
+
+/// Why a bookie does not do what it was asked. Only [`Absent`](Self::Absent) says that an entry
+/// is not there; everything else says nothing about it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
+pub enum Refusal {
+    /// The bookie is certain that it never stored the entry.
+    #[error("never stored the entry")]
+    Absent,
+    /// The bookie cannot tell whether it ever stored the entry.
+    #[error("cannot tell whether it has the entry: {0}")]
+    Unknown(String),
+    /// The bookie's copy, or what was sent to it, is damaged.
+    #[error("corrupt: {0}")]
+    Corrupt(String),
+    /// The ledger is fenced: its writer must stop.
+    #[error("the ledger is fenced")]
+    Fenced,
+    /// Another writer was first.
+    #[error("the ledger belongs to another writer")]
+    OtherWriter,
+    /// Other bytes stand at this entry id.
+    #[error("other bytes stand at this entry id")]
+    Conflict,
+    /// The bookie takes no writes now.
+    #[error("takes no writes: {0}")]
+    ReadOnly(String),
+    /// The request makes no sense to this bookie.
+    #[error("bad request: {0}")]
+    BadRequest(String),
+}
+
+impl Refusal {
+    /// Puts the refusal into a message.
+    pub fn to_message(&self) -> Refused {
+        let (code, why) = match self {
+            Self::Absent => (1, ""),
+            Self::Unknown(why) => (2, why.as_str()),
+            Self::Corrupt(why) => (3, why.as_str()),
+            Self::Fenced => (4, ""),
+            Self::OtherWriter => (5, ""),
+            Self::Conflict => (6, ""),
+            Self::ReadOnly(why) => (7, why.as_str()),
+            Self::BadRequest(why) => (8, why.as_str()),
+        };
+        Refused { code, why: why.to_owned() }
+    }
+
+    /// Takes the refusal out of a message. What a later version may say counts as
+    /// [`Unknown`](Self::Unknown), which decides nothing.
+    pub fn from_message(message: Refused) -> Self {
+        match message.code {
+            1 => Self::Absent,
+            3 => Self::Corrupt(message.why),
+            4 => Self::Fenced,
+            5 => Self::OtherWriter,
+            6 => Self::Conflict,
+            7 => Self::ReadOnly(message.why),
+            8 => Self::BadRequest(message.why),
+            _ => Self::Unknown(message.why),
+        }
+    }
+}
+
+fn ledger(id: u64) -> Result<LedgerId, Refusal> {
+    LedgerId::new(id).ok_or_else(|| bad("the ledger id is too large"))
+}
+
+fn bad(why: &str) -> Refusal {
+    Refusal::BadRequest(why.to_owned())
+}
+
+fn u64_at(body: &[u8], at: usize) -> Option<u64> {
+    let bytes = body.get(at..at + 8)?.try_into().ok()?;
+    Some(u64::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_survive_the_wire() {
+        let why = || "why".to_owned();
+        let all = [
+            Refusal::Absent,
+            Refusal::Unknown(why()),
+            Refusal::Corrupt(why()),
+            Refusal::Fenced,
+            Refusal::OtherWriter,
+            Refusal::Conflict,
+            Refusal::ReadOnly(why()),
+            Refusal::BadRequest(why()),
+        ];
+        for refusal in all {
+            assert_eq!(Refusal::from_message(refusal.to_message()), refusal);
+        }
+    }
+
+    #[test]
+    fn an_unknown_refusal_is_never_absence() {
+        for code in (0..300).filter(|code| !(1..=8).contains(code)) {
+            let refusal = Refusal::from_message(Refused { code, why: String::new() });
+            assert_eq!(refusal, Refusal::Unknown(String::new()));
+        }
+    }
+
+    #[test]
+    fn a_fixed_body_is_read_from_its_beginning() {
+        let added = Added { tenure: Tenure(3), first: EntryId::new(4), last: EntryId::new(9) };
+        let mut longer = added.encode().to_vec();
+        longer.extend_from_slice(b"a later field");
+        assert_eq!(Added::decode(&longer), Some(added));
+        assert_eq!(Added::decode(&longer[..23]), None);
+        assert_eq!(decode_tenure(&encode_tenure(Tenure(7), 2)), Some(Tenure(7)));
+    }
+}

@@ -1,0 +1,172 @@
+//! The reader: finds the copies of a run of entries and delivers them in order.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
+
+use crate::writer::list;
+use crate::{BookieId, Entry, EntryId, LedgerMetadata, Refusal};
+
+/// The bytes that a reader wants to have asked for and not delivered, at most.
+const AHEAD_BYTES_MAX: usize = 8 << 20;
+/// The entries that a reader has asked for and not delivered, at most.
+const AHEAD_ENTRIES_MAX: usize = 2048;
+/// What an entry is taken to have until one has come.
+const ENTRY_BYTES_GUESS: usize = 64 << 10;
+
+/// Reads a run of entries that are known to be confirmed.
+///
+/// Feed it with `on_*`; after each call, take actions until there is none. Each entry is asked
+/// of one bookie of its write set, and of the next when that one refuses.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Reader {
+    metadata: LedgerMetadata,
+    next_to_ask: EntryId,
+    last: EntryId,
+    asked: BTreeMap<EntryId, Asked>,
+    /// Bookies that did not answer are asked last from then on.
+    silent: BTreeSet<BookieId>,
+    /// The bytes of the largest entry that has come.
+    largest_bytes: Option<usize>,
+    ended: bool,
+    actions: VecDeque<Action>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Asked {
+    /// A bookie was asked; others have refused.
+    Waiting { bookie: BookieId, refused: Vec<(BookieId, Refusal)> },
+    /// A copy has come.
+    Here(Entry),
+    /// The whole write set has refused.
+    Lost(Vec<(BookieId, Refusal)>),
+}
+
+/// What the reader wants to be done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Ask a bookie for an entry.
+    Ask {
+        /// The bookie.
+        bookie: BookieId,
+        /// The entry.
+        entry: EntryId,
+    },
+    /// Hand an entry to the user.
+    Deliver(Entry),
+    /// All is delivered. It is the last action.
+    Done,
+    /// No bookie of the write set could give an entry. It is the last action.
+    Fail(Lost),
+}
+
+/// An entry that no bookie could give.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("entry {entry} cannot be read: {}", list(refused))]
+pub struct Lost {
+    /// The entry.
+    pub entry: EntryId,
+    /// What each bookie of its write set said.
+    pub refused: Vec<(BookieId, Refusal)>,
+}
+
+impl Reader {
+    /// Begins to read a run of entries. The caller knows that all of them are confirmed.
+    pub fn new(metadata: LedgerMetadata, entries: RangeInclusive<EntryId>) -> Self {
+        let mut reader = Self {
+            metadata,
+            next_to_ask: *entries.start(),
+            last: *entries.end(),
+            asked: BTreeMap::new(),
+            silent: BTreeSet::new(),
+            largest_bytes: None,
+            ended: false,
+            actions: VecDeque::new(),
+        };
+        reader.go_on();
+        reader
+    }
+
+    /// Takes a verified copy of an entry.
+    pub fn on_copy(&mut self, bookie: BookieId, entry: Entry) {
+        if self.waits_for(bookie, entry.id()) {
+            self.largest_bytes = self.largest_bytes.max(Some(entry.bytes().len()));
+            self.asked.insert(entry.id(), Asked::Here(entry));
+            self.go_on();
+        }
+    }
+
+    /// Takes a refusal of a bookie that was asked for an entry.
+    pub fn on_refused(&mut self, bookie: BookieId, entry: EntryId, refusal: Refusal) {
+        if self.waits_for(bookie, entry)
+            && let Some(Asked::Waiting { mut refused, .. }) = self.asked.remove(&entry)
+        {
+            refused.push((bookie, refusal));
+            self.ask(entry, refused);
+            self.go_on();
+        }
+    }
+
+    /// Notes that a bookie does not answer, or cannot be reached: what it was asked for is asked
+    /// of others.
+    pub fn on_silent(&mut self, bookie: BookieId, why: &str) {
+        self.silent.insert(bookie);
+        let asked: Vec<_> = self.asked.keys().copied().collect();
+        for entry in asked {
+            self.on_refused(bookie, entry, Refusal::Unknown(why.to_owned()));
+        }
+    }
+
+    /// Returns the next thing to be done.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    fn waits_for(&self, from: BookieId, entry: EntryId) -> bool {
+        matches!(self.asked.get(&entry), Some(Asked::Waiting { bookie, .. }) if *bookie == from)
+    }
+
+    /// Delivers what has come in order, and asks for more as far as it may.
+    fn go_on(&mut self) {
+        while let Some(lowest) = self.asked.first_entry() {
+            let entry = *lowest.key();
+            match lowest.get() {
+                Asked::Waiting { .. } => break,
+                Asked::Here(copy) => self.actions.push_back(Action::Deliver(copy.clone())),
+                Asked::Lost(refused) => {
+                    let refused = refused.clone();
+                    self.actions.push_back(Action::Fail(Lost { entry, refused }));
+                    self.asked.clear();
+                    self.ended = true;
+                    return;
+                }
+            }
+            lowest.remove();
+        }
+        let largest_bytes = self.largest_bytes.unwrap_or(ENTRY_BYTES_GUESS);
+        let ahead = (AHEAD_BYTES_MAX / largest_bytes).clamp(1, AHEAD_ENTRIES_MAX);
+        while self.asked.len() < ahead && self.next_to_ask <= self.last && !self.ended {
+            self.ask(self.next_to_ask, Vec::new());
+            self.next_to_ask = self.next_to_ask.next();
+        }
+        if self.asked.is_empty() && !self.ended {
+            self.ended = true;
+            self.actions.push_back(Action::Done);
+        }
+    }
+
+    /// Asks the next bookie of an entry's write set for it.
+    fn ask(&mut self, entry: EntryId, refused: Vec<(BookieId, Refusal)>) {
+        let ensemble = &self.metadata.fragment_of(entry).ensemble;
+        let write_set = self.metadata.replication.write_set(entry.get()).map(|p| ensemble[p]);
+        let untried = write_set.filter(|b| refused.iter().all(|(tried, _)| tried != b));
+        // Of those that answer the first of the write set, so that the load is spread.
+        let asked = match untried.min_by_key(|bookie| self.silent.contains(bookie)) {
+            Some(bookie) => {
+                self.actions.push_back(Action::Ask { bookie, entry });
+                Asked::Waiting { bookie, refused }
+            }
+            None => Asked::Lost(refused),
+        };
+        self.asked.insert(entry, asked);
+    }
+}

@@ -1,0 +1,323 @@
+//! Recovery: closes the ledger of a writer that is gone.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::writer::{CasOutcome, list};
+use crate::{
+    BookieId, Entry, EntryId, Fragment, LedgerMetadata, MetadataVersion, Places, Refusal, State,
+};
+
+use reading::Reading;
+
+mod reading;
+
+/// Closes one ledger: takes it from its writer, fences it, finds its end, makes every entry up
+/// to there safe, and puts the end into the metadata.
+///
+/// Feed it with `on_*`; after each call, take actions until there is none. Any number of clients
+/// may recover a ledger at once, also while it is written: all end with the same value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Recovery {
+    version: MetadataVersion,
+    metadata: LedgerMetadata,
+    round: Round,
+    phase: Phase,
+    actions: VecDeque<Action>,
+}
+
+/// Counts how often the recovery has begun again. Answers to an earlier round count for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Round(pub u32);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Phase {
+    /// The CAS from open to "in recovery" is with the metastore.
+    Joining,
+    Fencing {
+        fenced: Places,
+        refused: BTreeMap<usize, Refusal>,
+        last_add_confirmed: Option<EntryId>,
+    },
+    Reading(Box<Reading>),
+    /// The close is with the metastore.
+    Closing {
+        last: Option<EntryId>,
+        length: u64,
+    },
+    Ended,
+}
+
+/// What the recovery wants to be done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Fence the ledger at the bookie of this place; report by [`Recovery::on_fenced`] or
+    /// [`Recovery::on_fence_refused`].
+    Fence {
+        /// The round to report for.
+        round: Round,
+        /// The place in the last ensemble.
+        place: usize,
+    },
+    /// Read an entry from a place, fencing; report by [`Recovery::on_copy`] or
+    /// [`Recovery::on_read_refused`].
+    Read {
+        /// The round to report for.
+        round: Round,
+        /// The place in the last ensemble.
+        place: usize,
+        /// The entry.
+        entry: EntryId,
+    },
+    /// Write an entry to a place with the recovery flag, the very bytes that were read; report
+    /// by [`Recovery::on_written`] or [`Recovery::on_write_refused`].
+    WriteBack {
+        /// The round to report for.
+        round: Round,
+        /// The place in the last ensemble.
+        place: usize,
+        /// The entry.
+        entry: Entry,
+    },
+    /// Read the metadata, and report by [`Recovery::on_metadata`].
+    ReadMetadata,
+    /// Replace the metadata if its version is still this one, and report by
+    /// [`Recovery::on_cas`].
+    Cas {
+        /// The version to be replaced.
+        version: MetadataVersion,
+        /// What to put there.
+        metadata: LedgerMetadata,
+    },
+    /// The ledger is closed; this is its metadata. It is the last action.
+    Done(MetadataVersion, LedgerMetadata),
+    /// The ledger could not be closed. It stays as it is, and recovery may be tried again. It is
+    /// the last action.
+    Fail(RecoveryError),
+}
+
+/// Why a recovery could not finish. Another one may.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum RecoveryError {
+    /// The ledger could not be fenced: some entry might still be written.
+    #[error("not enough bookies to fence the ledger: {}", list(.0))]
+    NotFenced(Vec<(BookieId, Refusal)>),
+    /// It cannot be told whether an entry was written.
+    #[error("cannot tell whether entry {entry} was written: {}", list(refused))]
+    Undecided {
+        /// The entry.
+        entry: EntryId,
+        /// What those said that do not have it.
+        refused: Vec<(BookieId, Refusal)>,
+    },
+    /// Too few bookies take the entries that have to be made safe.
+    #[error("not enough bookies to write entries back: {}", list(.0))]
+    NotWritten(Vec<(BookieId, Refusal)>),
+}
+
+impl Recovery {
+    /// Begins to recover a ledger with this metadata.
+    pub fn new(version: MetadataVersion, metadata: LedgerMetadata) -> Self {
+        let mut recovery = Self {
+            version,
+            metadata,
+            round: Round::default(),
+            phase: Phase::Joining,
+            actions: VecDeque::new(),
+        };
+        recovery.begin();
+        recovery
+    }
+
+    /// Takes the outcome of a compare-and-set.
+    pub fn on_cas(&mut self, outcome: CasOutcome) {
+        match (outcome, &self.phase) {
+            (CasOutcome::Won(version), Phase::Joining) => {
+                self.version = version;
+                self.metadata.state = State::InRecovery;
+                self.fence();
+            }
+            (CasOutcome::Won(version), Phase::Closing { last, length }) => {
+                self.version = version;
+                self.metadata.state = State::Closed { last: *last, length: *length };
+                self.done();
+            }
+            (CasOutcome::Lost | CasOutcome::Unknown, Phase::Joining | Phase::Closing { .. }) => {
+                self.actions.push_back(Action::ReadMetadata);
+            }
+            (_, Phase::Fencing { .. } | Phase::Reading(_) | Phase::Ended) => {}
+        }
+    }
+
+    /// Takes the metadata that was asked for.
+    pub fn on_metadata(&mut self, version: MetadataVersion, metadata: LedgerMetadata) {
+        let ours = self.metadata.last_fragment() == metadata.last_fragment();
+        (self.version, self.metadata) = (version, metadata);
+        match (&self.phase, self.metadata.state) {
+            // Re-replication has changed earlier fragments, or our own attempt may still land
+            // and may as well be repeated: the end that was found is still the end.
+            (Phase::Closing { .. }, State::InRecovery) if ours => self.close(),
+            (Phase::Joining | Phase::Closing { .. }, _) => self.begin(),
+            (Phase::Fencing { .. } | Phase::Reading(_) | Phase::Ended, _) => {}
+        }
+    }
+
+    /// Takes the answer of a place that has fenced the ledger, with the highest last add
+    /// confirmed that it knows.
+    pub fn on_fenced(&mut self, round: Round, place: usize, confirmed: Option<EntryId>) {
+        if let Phase::Fencing { fenced, last_add_confirmed, .. } = &mut self.phase
+            && round == self.round
+        {
+            fenced.insert(place);
+            *last_add_confirmed = (*last_add_confirmed).max(confirmed);
+            if self.metadata.replication.is_fenced_by(*fenced) {
+                let fragment = self.metadata.last_fragment();
+                let reading =
+                    Reading::new(self.metadata.replication, fragment, *last_add_confirmed);
+                self.phase = Phase::Reading(Box::new(reading));
+                self.read_on();
+            }
+        }
+    }
+
+    /// Notes that a place has not fenced the ledger. That is no answer.
+    pub fn on_fence_refused(&mut self, round: Round, place: usize, refusal: Refusal) {
+        if let Phase::Fencing { refused, .. } = &mut self.phase
+            && round == self.round
+        {
+            refused.insert(place, refusal);
+            let answering = (0..self.metadata.replication.ensemble())
+                .filter(|place| !refused.contains_key(place))
+                .collect();
+            if !self.metadata.replication.is_fenced_by(answering) {
+                let refused = named(self.metadata.last_fragment(), refused);
+                self.fail(RecoveryError::NotFenced(refused));
+            }
+        }
+    }
+
+    /// Takes a verified copy of an entry.
+    pub fn on_copy(&mut self, round: Round, entry: Entry) {
+        if let Phase::Reading(reading) = &mut self.phase
+            && round == self.round
+        {
+            reading.on_copy(entry);
+            self.read_on();
+        }
+    }
+
+    /// Takes what a place said that has not given an entry. Only
+    /// [`Absent`](Refusal::Absent) says that it is not there.
+    pub fn on_read_refused(&mut self, round: Round, place: usize, entry: EntryId, said: Refusal) {
+        if let Phase::Reading(reading) = &mut self.phase
+            && round == self.round
+        {
+            reading.on_refused(place, entry, said);
+            self.read_on();
+        }
+    }
+
+    /// Notes that a place has an entry on disk that was written back to it.
+    pub fn on_written(&mut self, round: Round, place: usize, entry: EntryId) {
+        if let Phase::Reading(reading) = &mut self.phase
+            && round == self.round
+        {
+            reading.on_written(place, entry);
+            self.read_on();
+        }
+    }
+
+    /// Notes that a place does not take what was to be written back to it, now or later.
+    pub fn on_write_refused(&mut self, round: Round, place: usize, refusal: Refusal) {
+        if let Phase::Reading(reading) = &mut self.phase
+            && round == self.round
+        {
+            reading.on_write_refused(place, refusal);
+            self.read_on();
+        }
+    }
+
+    /// Returns the next thing to be done.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Returns the ensemble that the places of this round's actions are of.
+    pub fn ensemble(&self) -> &[BookieId] {
+        &self.metadata.last_fragment().ensemble
+    }
+
+    /// Begins, or begins again, from what the metadata says.
+    fn begin(&mut self) {
+        self.round.0 += 1;
+        match self.metadata.state {
+            State::Open => {
+                self.phase = Phase::Joining;
+                let metadata = LedgerMetadata { state: State::InRecovery, ..self.metadata.clone() };
+                self.actions.push_back(Action::Cas { version: self.version, metadata });
+            }
+            State::InRecovery => self.fence(),
+            State::Closed { .. } => self.done(),
+        }
+    }
+
+    fn fence(&mut self) {
+        let round = self.round;
+        let places = 0..self.metadata.replication.ensemble();
+        self.actions.extend(places.map(|place| Action::Fence { round, place }));
+        self.phase = Phase::Fencing {
+            fenced: Places::default(),
+            refused: BTreeMap::new(),
+            last_add_confirmed: None,
+        };
+    }
+
+    /// Takes out of the reading what it wants, and ends it when it has ended.
+    fn read_on(&mut self) {
+        let Phase::Reading(reading) = &mut self.phase else { return };
+        match reading.go_on() {
+            Ok(None) => {
+                let round = self.round;
+                let reads = reading.reads.drain(..);
+                self.actions.extend(reads.map(|(place, entry)| Action::Read {
+                    round,
+                    place,
+                    entry,
+                }));
+                let writes = reading.writes.drain(..);
+                self.actions.extend(writes.map(|(place, entry)| Action::WriteBack {
+                    round,
+                    place,
+                    entry,
+                }));
+            }
+            Ok(Some((last, length))) => {
+                self.phase = Phase::Closing { last, length };
+                self.close();
+            }
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn close(&mut self) {
+        if let Phase::Closing { last, length } = self.phase {
+            let state = State::Closed { last, length };
+            let metadata = LedgerMetadata { state, ..self.metadata.clone() };
+            self.actions.push_back(Action::Cas { version: self.version, metadata });
+        }
+    }
+
+    fn done(&mut self) {
+        self.phase = Phase::Ended;
+        self.actions.push_back(Action::Done(self.version, self.metadata.clone()));
+    }
+
+    fn fail(&mut self, error: RecoveryError) {
+        self.phase = Phase::Ended;
+        self.actions.push_back(Action::Fail(error));
+    }
+}
+
+/// Puts bookies to the places of a fragment's ensemble.
+fn named(fragment: &Fragment, said: &BTreeMap<usize, Refusal>) -> Vec<(BookieId, Refusal)> {
+    said.iter().map(|(place, said)| (fragment.ensemble[*place], said.clone())).collect()
+}
