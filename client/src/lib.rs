@@ -1,1 +1,56 @@
 //! The client library of Inkfast: create, append to, read and recover replicated ledgers.
+//!
+//! A *ledger* is an append-only sequence of entries with one writer, kept on several *bookies*.
+//! It is what a program writes its log or journal to when that log must outlive the machine.
+//!
+//! # Write
+//! [`Client::create_ledger`] gives the one [`LedgerWriter`]. [`LedgerWriter::append`] numbers an
+//! entry and sends it; the [`Append`] that it returns is a future that ends when the entry is
+//! confirmed. A program that needs throughput keeps many under way; one that needs each entry
+//! safe before the next awaits each.
+//!
+//! # Read
+//! [`Client::open_ledger`] reads a ledger without disturbing its writer, up to the last add
+//! confirmed. [`Client::recover_ledger`] is for the ledger of a writer that died: it fences the
+//! writer, settles where the ledger ends, and closes it. What was confirmed is in it.
+//!
+//! # One writer
+//! No lock and no clock decides who may write. Whoever wants to take over a log recovers its
+//! ledger: from then on the old writer's appends cannot be confirmed, even if it was only slow,
+//! and it is told [`Error::Fenced`]. Then the new writer creates a ledger of its own.
+//!
+//! # How it is built
+//! The rules are the state machines of [`inkfast_protocol`]; here they are driven. An append goes
+//! through `append` (room, turn), `driver` (the writer's machine under one lock) and `adds` (a
+//! stream to each bookie) and comes back the same way as a confirmation. A recovery goes through
+//! `recover` (its machine in one loop), `reads` and `adds`. [`catalog`] maps ledgers and bookies
+//! to keys of the metastore.
+//!
+//! # Not here
+//! No ensemble change yet: a writer whose bookie fails goes on without it, and stops when fewer
+//! than an ack quorum are left. No tailing, no transactions, no order across ledgers.
+
+pub use append::{Append, LedgerWriter};
+pub use client::{Client, CreateOptions};
+pub use config::{Config, Deadlines};
+pub use error::Error;
+pub use inkfast_protocol::reader::Lost;
+pub use inkfast_protocol::recovery::RecoveryError;
+pub use inkfast_protocol::{
+    BookieId, Entry, EntryId, Fragment, LedgerId, LedgerMetadata, PAYLOAD_BYTES_MAX, Refusal,
+    Replication, State,
+};
+pub use read::LedgerReader;
+
+mod adds;
+mod append;
+mod bookies;
+pub mod catalog;
+mod client;
+mod config;
+mod driver;
+mod error;
+mod placement;
+mod read;
+mod reads;
+mod recover;

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use uuid::Uuid;
 
 use crate::{BookieId, EntryId, LedgerId, Replication, WriterId};
 
@@ -38,6 +39,8 @@ pub struct LedgerMetadata {
     pub fragments: Vec<Fragment>,
     /// When it was created, in milliseconds since 1970, by the creator's clock.
     pub created_at_ms: u64,
+    /// The request that created it, if the creator named one: a retry of it creates no other.
+    pub request: Option<Uuid>,
     /// What the creator wants to be kept with it.
     pub custom: BTreeMap<String, Bytes>,
     /// The oldest version of this format whose programs may change this metadata.
@@ -181,7 +184,6 @@ fn check_name(what: &str, name: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uuid::Uuid;
 
     fn metadata() -> LedgerMetadata {
         LedgerMetadata {
@@ -193,6 +195,7 @@ mod tests {
             state: State::Closed { last: Some(EntryId::new(11)), length: 70 },
             fragments: vec![fragment(0, [1, 2, 3]), fragment(10, [1, 4, 3])],
             created_at_ms: 1_700_000_000_000,
+            request: Some(Uuid::from_u128(5)),
             custom: BTreeMap::from([("purpose".to_owned(), Bytes::from_static(b"a test"))]),
             modifiable_from: FORMAT_VERSION,
         }

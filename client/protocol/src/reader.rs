@@ -106,14 +106,11 @@ impl Reader {
         }
     }
 
-    /// Notes that a bookie does not answer, or cannot be reached: what it was asked for is asked
-    /// of others.
-    pub fn on_silent(&mut self, bookie: BookieId, why: &str) {
+    /// Notes that a bookie has not answered for an entry, or cannot be reached. It is asked last
+    /// from then on.
+    pub fn on_silent(&mut self, bookie: BookieId, entry: EntryId, why: &str) {
         self.silent.insert(bookie);
-        let asked: Vec<_> = self.asked.keys().copied().collect();
-        for entry in asked {
-            self.on_refused(bookie, entry, Refusal::Unknown(why.to_owned()));
-        }
+        self.on_refused(bookie, entry, Refusal::Unknown(why.to_owned()));
     }
 
     /// Returns the next thing to be done.

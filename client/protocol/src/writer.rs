@@ -98,6 +98,13 @@ pub enum WriteError {
     /// Too few bookies of the ensemble take entries.
     #[error("not enough bookies: {}", list(.0))]
     NotEnoughBookies(Vec<(BookieId, Refusal)>),
+    /// The metastore did not answer while the ledger was being closed. Whether it is closed is
+    /// not known; a recovery settles it.
+    #[error("the metastore did not answer, so it is not known whether the ledger is closed")]
+    Unsettled,
+    /// The ledger was deleted.
+    #[error("the ledger was deleted")]
+    Deleted,
     /// The writer was closed.
     #[error("the writer is closed")]
     Closed,
@@ -224,18 +231,27 @@ impl Writer {
                 self.cas_closed();
             }
             (Phase::Closing, state) if state == self.end() => self.closed(),
-            (Phase::Closing, _) => {
-                self.phase = Phase::Closed;
-                self.actions.push_back(Action::NotClosed(WriteError::Fenced));
-            }
+            (Phase::Closing, _) => self.not_closed(WriteError::Fenced),
             (Phase::Failed(_) | Phase::Closed, _) => {}
         }
     }
 
-    /// Notes that the metadata could not be read. The bookies that said "fenced" count as failed.
+    /// Notes that the metadata could not be read. The bookies that said "fenced" count as failed;
+    /// a close ends without saying how.
     pub fn on_metadata_unavailable(&mut self) {
-        if self.phase == Phase::Writing {
-            self.give_up_suspects();
+        match self.phase {
+            Phase::Writing => self.give_up_suspects(),
+            Phase::Closing => self.not_closed(WriteError::Unsettled),
+            Phase::Failed(_) | Phase::Closed => {}
+        }
+    }
+
+    /// Notes that the metadata that was asked for is not there any more.
+    pub fn on_deleted(&mut self) {
+        match self.phase {
+            Phase::Writing => self.fail(WriteError::Deleted),
+            Phase::Closing => self.not_closed(WriteError::Deleted),
+            Phase::Failed(_) | Phase::Closed => {}
         }
     }
 
@@ -326,6 +342,11 @@ impl Writer {
     fn cas_closed(&mut self) {
         let metadata = LedgerMetadata { state: self.end(), ..self.metadata.clone() };
         self.actions.push_back(Action::Cas { version: self.version, metadata });
+    }
+
+    fn not_closed(&mut self, error: WriteError) {
+        self.phase = Phase::Closed;
+        self.actions.push_back(Action::NotClosed(error));
     }
 
     fn closed(&mut self) {

@@ -41,6 +41,8 @@ struct Stored {
     custom: BTreeMap<String, Vec<u8>>,
     #[prost(oneof = "StoredState", tags = "13, 14, 15")]
     state: Option<StoredState>,
+    #[prost(bytes = "vec", optional, tag = "16")]
+    request: Option<Vec<u8>>,
 }
 
 #[derive(prost::Oneof)]
@@ -102,6 +104,7 @@ pub(super) fn encode(metadata: &LedgerMetadata) -> Bytes {
         created_at_ms: metadata.created_at_ms,
         custom: metadata.custom.iter().map(|(k, v)| (k.clone(), v.to_vec())).collect(),
         state: Some(state),
+        request: metadata.request.map(|request| request.as_bytes().to_vec()),
     };
     stored.encode_to_vec().into()
 }
@@ -131,6 +134,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<LedgerMetadata, MetadataError> {
         state,
         fragments: stored.fragments.iter().map(fragment).collect::<Result<_, _>>()?,
         created_at_ms: stored.created_at_ms,
+        request: stored.request.as_deref().map(uuid).transpose()?,
         custom: stored.custom.into_iter().map(|(k, v)| (k, v.into())).collect(),
         modifiable_from: stored.modifiable_from,
     })

@@ -1,0 +1,134 @@
+//! One stream of adds to one bookie: a writer's, or a recovery's write-backs.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use inkfast_protocol::messages::{Added, OpenAdds, encode_tenure, kind};
+use inkfast_protocol::{BookieId, Entry, EntryId, Refusal, Tenure};
+use inkfast_wire::{Frame, FrameReceiver, FrameSender, frame_header};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
+use tokio::time::{Duration, Instant};
+
+use crate::bookies::{Bookies, refusal, unreachable, within};
+
+/// The most entries that are handed to QUIC at once.
+const BATCH_ENTRIES_MAX: usize = 64;
+
+/// What the stream is for.
+pub(crate) struct Adds {
+    pub(crate) bookie: BookieId,
+    pub(crate) open: OpenAdds,
+    pub(crate) tenure: Tenure,
+    /// The fragment's number in the ledger's metadata.
+    pub(crate) fragment: u32,
+}
+
+/// An entry on its way to one bookie, with its share of the room in flight.
+pub(crate) struct Queued {
+    pub(crate) entry: Entry,
+    pub(crate) _room: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+/// What has been sent and is not answered: the last entry of each batch, and when it went out.
+#[derive(Default)]
+struct Unanswered {
+    batches: Mutex<VecDeque<(EntryId, Instant)>>,
+    sent: Notify,
+}
+
+/// Sends entries in the order of the queue, and tells each acknowledgement, until the queue is
+/// closed: whoever closes it waits for no more answers. Returns why it ended early: the bookie
+/// refused, could not be reached, or did not answer within the add deadline.
+pub(crate) async fn run(
+    bookies: &Bookies,
+    adds: Adds,
+    mut queue: mpsc::Receiver<Queued>,
+    mut on_added: impl FnMut(Added),
+) -> Result<(), Refusal> {
+    let deadline = bookies.deadlines().add;
+    let opened = within(deadline, async {
+        let mut stream = bookies.open(adds.bookie).await?;
+        let tenure = Bytes::copy_from_slice(&encode_tenure(adds.tenure, adds.fragment));
+        let mut hello = [
+            Frame::message(kind::OPEN_ADDS, &adds.open).encode(),
+            Frame { kind: kind::TENURE, body: tenure }.encode(),
+        ];
+        stream.sender.send_encoded(&mut hello).await.map_err(unreachable)?;
+        Ok(stream)
+    });
+    let mut stream = opened.await?;
+    let unanswered = Unanswered::default();
+    let receive = receive(&mut stream.receiver, &unanswered, deadline, &mut on_added);
+    // Both at once: answers must be taken while QUIC makes us wait.
+    tokio::select! {
+        ended = send(&mut stream.sender, &mut queue, &unanswered) => ended,
+        ended = receive => ended,
+    }?;
+    stream.sender.finish();
+    Ok(())
+}
+
+async fn send(
+    sender: &mut FrameSender,
+    queue: &mut mpsc::Receiver<Queued>,
+    unanswered: &Unanswered,
+) -> Result<(), Refusal> {
+    let mut batch = Vec::with_capacity(BATCH_ENTRIES_MAX);
+    let mut frames = Vec::with_capacity(2 * BATCH_ENTRIES_MAX);
+    while queue.recv_many(&mut batch, BATCH_ENTRIES_MAX).await > 0 {
+        for Queued { entry, .. } in &batch {
+            let header = frame_header(kind::ENTRY, entry.bytes().len());
+            frames.push(Bytes::copy_from_slice(&header));
+            frames.push(entry.bytes().clone());
+        }
+        if let Some(last) = batch.last() {
+            unanswered.lock().push_back((last.entry.id(), Instant::now()));
+            unanswered.sent.notify_one();
+        }
+        sender.send_encoded(&mut frames).await.map_err(unreachable)?;
+        frames.clear();
+        // Only now: the room is taken until QUIC has the bytes.
+        batch.clear();
+    }
+    Ok(())
+}
+
+async fn receive(
+    receiver: &mut FrameReceiver,
+    unanswered: &Unanswered,
+    deadline: Duration,
+    on_added: &mut impl FnMut(Added),
+) -> Result<(), Refusal> {
+    loop {
+        let oldest = unanswered.lock().front().map(|(_, sent_at)| *sent_at);
+        let due = oldest.map_or_else(Instant::now, |sent_at| sent_at + deadline);
+        let frame = tokio::select! {
+            frame = receiver.next() => frame.map_err(unreachable)?,
+            () = tokio::time::sleep_until(due), if oldest.is_some() => {
+                return Err(Refusal::Unknown(format!("an add was not answered within {deadline:?}")));
+            }
+            () = unanswered.sent.notified(), if oldest.is_none() => continue,
+        };
+        let Some(frame) = frame else {
+            return Err(Refusal::Unknown("the bookie ended the stream of adds".to_owned()));
+        };
+        if frame.kind != kind::ADDED {
+            return Err(refusal(&frame));
+        }
+        let added = Added::decode(&frame.body)
+            .ok_or_else(|| Refusal::Unknown("the acknowledgement is too short".to_owned()))?;
+        let mut batches = unanswered.lock();
+        while batches.front().is_some_and(|(entry, _)| *entry <= added.last) {
+            batches.pop_front();
+        }
+        drop(batches);
+        on_added(added);
+    }
+}
+
+impl Unanswered {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(EntryId, Instant)>> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

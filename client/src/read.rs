@@ -1,0 +1,215 @@
+//! Reading a ledger.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::stream::{self, FuturesUnordered, Stream, StreamExt};
+use inkfast_protocol::reader::{Action, Reader};
+use inkfast_protocol::{
+    BookieId, Entry, EntryId, LedgerId, LedgerMetadata, Places, Refusal, State,
+};
+use tokio::sync::mpsc;
+
+use crate::Error;
+use crate::bookies::Bookies;
+use crate::catalog::Catalog;
+use crate::reads::{self, Answer, Reads};
+
+/// How many entries, or answers, may wait between a reader's parts. Their bytes are bounded by
+/// what the protocol's reader asks for ahead.
+const QUEUE_ENTRIES_MAX: usize = 2048;
+
+/// Reads a ledger. It never fences it, and any number of clients may read at once.
+#[derive(Clone)]
+pub struct LedgerReader {
+    bookies: Bookies,
+    catalog: Catalog,
+    known: Arc<Mutex<Known>>,
+}
+
+struct Known {
+    metadata: LedgerMetadata,
+    /// The highest entry that is known to be confirmed.
+    confirmed: Option<EntryId>,
+}
+
+impl LedgerReader {
+    pub(crate) fn new(bookies: Bookies, catalog: Catalog, metadata: LedgerMetadata) -> Self {
+        let known = Arc::new(Mutex::new(Known { metadata, confirmed: None }));
+        Self { bookies, catalog, known }
+    }
+
+    /// Returns the ledger's id.
+    pub fn id(&self) -> LedgerId {
+        self.known(|known| known.metadata.ledger)
+    }
+
+    /// Returns the ledger's metadata as it was last read.
+    pub fn metadata(&self) -> LedgerMetadata {
+        self.known(|known| known.metadata.clone())
+    }
+
+    /// Returns the highest entry that may be read: the end of a closed ledger; otherwise the
+    /// highest last add confirmed that the bookies know, which is at least that of the last entry
+    /// but one that was confirmed before the call. None when no entry is known to be confirmed.
+    pub async fn last_add_confirmed(&self) -> Result<Option<EntryId>, Error> {
+        let mut metadata = self.metadata();
+        if !matches!(metadata.state, State::Closed { .. }) {
+            metadata = self.catalog.ledger(metadata.ledger).await?.1;
+            self.known(|known| known.metadata = metadata.clone());
+        }
+        let confirmed = match metadata.state {
+            State::Closed { last, .. } => last,
+            State::Open | State::InRecovery => self.quorum_read(&metadata).await?,
+        };
+        Ok(self.known(|known| {
+            known.confirmed = known.confirmed.max(confirmed);
+            known.confirmed
+        }))
+    }
+
+    /// Reads a run of entries, both ends included, in order.
+    ///
+    /// The stream ends after the last entry, or after an error. Before the first entry it makes
+    /// sure that the whole run may be read, and otherwise its only item is
+    /// [`Error::BeyondEnd`] or [`Error::NotConfirmed`]. Each entry is verified; where one bookie's
+    /// copy is bad or missing another's is read.
+    pub fn read(
+        &self,
+        entries: RangeInclusive<EntryId>,
+    ) -> impl Stream<Item = Result<Entry, Error>> + Send + use<> {
+        let (deliver, delivered) = mpsc::channel(1);
+        let reader = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = reader.drive(entries, &deliver).await {
+                // Whoever dropped the stream does not want to know.
+                let _ = deliver.send(Err(error)).await;
+            }
+        });
+        stream::unfold(delivered, |mut delivered| async move {
+            delivered.recv().await.map(|item| (item, delivered))
+        })
+    }
+
+    /// Drives the protocol's reader until all is delivered, or nobody wants it any more.
+    async fn drive(
+        &self,
+        entries: RangeInclusive<EntryId>,
+        deliver: &mpsc::Sender<Result<Entry, Error>>,
+    ) -> Result<(), Error> {
+        self.check_readable(*entries.end()).await?;
+        let ledger = self.id();
+        let mut reader = Reader::new(self.metadata(), entries);
+        let (answer, mut answers) = mpsc::channel(QUEUE_ENTRIES_MAX);
+        let mut streams = BTreeMap::new();
+        loop {
+            while let Some(action) = reader.next_action() {
+                match action {
+                    Action::Ask { bookie, entry } => {
+                        self.ask(
+                            &mut streams,
+                            &answer,
+                            Reads { bookie, ledger, fence: false },
+                            entry,
+                        );
+                    }
+                    Action::Deliver(entry) => {
+                        if deliver.send(Ok(entry)).await.is_err() {
+                            return Ok(());
+                        }
+                    }
+                    Action::Done => return Ok(()),
+                    Action::Fail(lost) => return Err(Error::Unreadable { ledger, lost }),
+                }
+            }
+            // We hold a sender ourselves, so there is always another answer, or a stream that
+            // will give one by its deadline.
+            let Some(Answer { bookie, entry, copy, silent }) = answers.recv().await else {
+                return Ok(());
+            };
+            match copy {
+                Ok(copy) => reader.on_copy(bookie, copy),
+                Err(refusal) => {
+                    tracing::warn!(%ledger, %bookie, %entry, %refusal, "a copy cannot be read");
+                    if silent {
+                        reader.on_silent(bookie, entry, &refusal.to_string());
+                    } else {
+                        reader.on_refused(bookie, entry, refusal);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts a question into a bookie's stream of reads, which is opened if there is none.
+    fn ask(
+        &self,
+        streams: &mut BTreeMap<BookieId, mpsc::Sender<EntryId>>,
+        answers: &mpsc::Sender<Answer>,
+        reads: Reads,
+        entry: EntryId,
+    ) {
+        if let Some(queue) = streams.get(&reads.bookie)
+            && queue.try_send(entry).is_ok()
+        {
+            return;
+        }
+        let (queue, queued) = mpsc::channel(QUEUE_ENTRIES_MAX);
+        // A fresh queue has room.
+        let _ = queue.try_send(entry);
+        streams.insert(reads.bookie, queue);
+        tokio::spawn(reads::run(self.bookies.clone(), reads, queued, answers.clone()));
+    }
+
+    /// Makes sure that an entry is confirmed, asking the bookies only if that is not known.
+    async fn check_readable(&self, entry: EntryId) -> Result<(), Error> {
+        let end = |known: &mut Known| match known.metadata.state {
+            State::Closed { last, .. } => last,
+            State::Open | State::InRecovery => known.confirmed,
+        };
+        if self.known(end) >= Some(entry) {
+            return Ok(());
+        }
+        let last = self.last_add_confirmed().await?;
+        if last >= Some(entry) {
+            return Ok(());
+        }
+        let ledger = self.id();
+        match self.metadata().state {
+            State::Closed { .. } => Err(Error::BeyondEnd { ledger, entry, last }),
+            State::Open | State::InRecovery => Err(Error::NotConfirmed { ledger, entry, last }),
+        }
+    }
+
+    /// Asks the last ensemble until every ack quorum has a bookie that has answered.
+    async fn quorum_read(&self, metadata: &LedgerMetadata) -> Result<Option<EntryId>, Error> {
+        let fragment = metadata.last_fragment();
+        let asked = fragment.ensemble.iter().enumerate().map(|(place, &bookie)| async move {
+            (place, bookie, self.bookies.fence(bookie, metadata.ledger, false).await)
+        });
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        let mut answered = Places::default();
+        let mut refused: Vec<(BookieId, Refusal)> = Vec::new();
+        // Every entry before the last fragment was confirmed when that was made.
+        let mut confirmed = fragment.first.previous();
+        while let Some((place, bookie, answer)) = asked.next().await {
+            match answer {
+                Ok(knows) => {
+                    answered.insert(place);
+                    confirmed = confirmed.max(knows);
+                    if metadata.replication.is_fenced_by(answered) {
+                        return Ok(confirmed);
+                    }
+                }
+                Err(refusal) => refused.push((bookie, refusal)),
+            }
+        }
+        let said = refused.iter().map(|(bookie, said)| format!("bookie {bookie}: {said}"));
+        Err(Error::NotEnoughBookies(said.collect::<Vec<_>>().join("; ")))
+    }
+
+    fn known<T>(&self, look: impl FnOnce(&mut Known) -> T) -> T {
+        look(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,176 @@
+//! Recovering a ledger: drives the protocol's recovery over the network.
+
+use std::collections::BTreeMap;
+
+use inkfast_protocol::messages::{Added, OpenAdds};
+use inkfast_protocol::recovery::{Action, Recovery, Round};
+use inkfast_protocol::{BookieId, EntryId, LedgerId, LedgerMetadata, Refusal, Tenure};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::Error;
+use crate::adds::{self, Adds, Queued};
+use crate::bookies::Bookies;
+use crate::catalog::Catalog;
+use crate::driver::cas;
+use crate::reads::{self, Answer, Reads};
+
+/// How many questions to one bookie, or answers of all, may wait. The protocol reads or writes
+/// back at most 32 entries at once, each at 64 bookies or fewer.
+const QUEUE_MAX: usize = 8192;
+
+/// Closes a ledger, or finds that it is closed, and returns its metadata.
+pub(crate) async fn recover(
+    bookies: &Bookies,
+    catalog: &Catalog,
+    ledger: LedgerId,
+) -> Result<LedgerMetadata, Error> {
+    let deadline = bookies.deadlines().recovery;
+    let recovered = timeout(deadline, drive(bookies, catalog, ledger)).await;
+    recovered.unwrap_or_else(|_| {
+        let what = format!("recovering ledger {ledger} ({deadline:?}); try again");
+        Err(Error::TimedOut { what })
+    })
+}
+
+async fn drive(
+    bookies: &Bookies,
+    catalog: &Catalog,
+    ledger: LedgerId,
+) -> Result<LedgerMetadata, Error> {
+    let mut known = catalog.ledger(ledger).await?;
+    let mut recovery = Recovery::new(known.0, known.1.clone());
+    let (events, mut happened) = mpsc::channel(QUEUE_MAX);
+    let mut streams = Streams::new(bookies.clone(), ledger, events);
+    loop {
+        while let Some(action) = recovery.next_action() {
+            tracing::trace!(%ledger, ?action);
+            match action {
+                Action::Fence { round, place } => {
+                    streams.fence(round, place, recovery.ensemble()[place]);
+                }
+                Action::Read { round, place, entry } => {
+                    streams.read(round, place, recovery.ensemble()[place], entry);
+                }
+                Action::WriteBack { round, place, entry } => {
+                    let queued = Queued { entry, _room: None };
+                    streams.write(round, place, recovery.ensemble()[place], queued);
+                }
+                Action::ReadMetadata => {
+                    known = catalog.ledger(ledger).await?;
+                    recovery.on_metadata(known.0, known.1.clone());
+                }
+                Action::Cas { metadata, .. } => {
+                    recovery.on_cas(cas(catalog, &mut known, metadata).await);
+                }
+                Action::Done(_, metadata) => return Ok(metadata),
+                Action::Fail(why) => return Err(Error::NotRecovered { ledger, why }),
+            }
+        }
+        // We hold a sender ourselves, so there is always another event; the caller's deadline
+        // bounds the wait.
+        if let Some(event) = happened.recv().await {
+            apply(&mut recovery, event);
+        }
+    }
+}
+
+/// What bookies have said.
+enum Event {
+    Fenced(Round, usize, Result<Option<EntryId>, Refusal>),
+    Read(Round, usize, Answer),
+    Written(Round, usize, EntryId, EntryId),
+    NotWritten(Round, usize, Refusal),
+}
+
+fn apply(recovery: &mut Recovery, event: Event) {
+    match event {
+        Event::Fenced(round, place, Ok(confirmed)) => recovery.on_fenced(round, place, confirmed),
+        Event::Fenced(round, place, Err(said)) => recovery.on_fence_refused(round, place, said),
+        Event::Read(round, place, Answer { entry, copy, .. }) => match copy {
+            Ok(copy) => recovery.on_copy(round, copy),
+            Err(refusal) => recovery.on_read_refused(round, place, entry, refusal),
+        },
+        Event::Written(round, place, first, last) => {
+            let mut entry = first;
+            while entry <= last {
+                recovery.on_written(round, place, entry);
+                entry = entry.next();
+            }
+        }
+        Event::NotWritten(round, place, said) => recovery.on_write_refused(round, place, said),
+    }
+}
+
+/// The streams to the bookies of the ensemble. They end when this is dropped.
+struct Streams {
+    bookies: Bookies,
+    ledger: LedgerId,
+    events: mpsc::Sender<Event>,
+    reads: BTreeMap<(Round, usize), mpsc::Sender<EntryId>>,
+    writes: BTreeMap<(Round, usize), mpsc::Sender<Queued>>,
+}
+
+impl Streams {
+    fn new(bookies: Bookies, ledger: LedgerId, events: mpsc::Sender<Event>) -> Self {
+        Self { bookies, ledger, events, reads: BTreeMap::new(), writes: BTreeMap::new() }
+    }
+
+    /// Fences a place, as each round begins with: streams of earlier rounds are not needed then.
+    fn fence(&mut self, round: Round, place: usize, bookie: BookieId) {
+        self.reads.clear();
+        self.writes.clear();
+        let (bookies, ledger, events) = (self.bookies.clone(), self.ledger, self.events.clone());
+        tokio::spawn(async move {
+            let fenced = bookies.fence(bookie, ledger, true).await;
+            let _ = events.send(Event::Fenced(round, place, fenced)).await;
+        });
+    }
+
+    fn read(&mut self, round: Round, place: usize, bookie: BookieId, entry: EntryId) {
+        if let Some(queue) = self.reads.get(&(round, place))
+            && queue.try_send(entry).is_ok()
+        {
+            return;
+        }
+        let (queue, queued) = mpsc::channel(QUEUE_MAX);
+        // A fresh queue has room.
+        let _ = queue.try_send(entry);
+        self.reads.insert((round, place), queue);
+        let reads = Reads { bookie, ledger: self.ledger, fence: true };
+        let (answer, mut answers) = mpsc::channel(1);
+        tokio::spawn(reads::run(self.bookies.clone(), reads, queued, answer));
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            while let Some(answer) = answers.recv().await {
+                if events.send(Event::Read(round, place, answer)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn write(&mut self, round: Round, place: usize, bookie: BookieId, queued: Queued) {
+        if let Some(queue) = self.writes.get(&(round, place)) {
+            // A closed queue means that the stream has failed, and said so.
+            let _ = queue.try_send(queued);
+            return;
+        }
+        let (queue, to_write) = mpsc::channel(QUEUE_MAX);
+        let _ = queue.try_send(queued);
+        self.writes.insert((round, place), queue);
+        let open = OpenAdds { ledger: self.ledger.get(), writer: None, fragment: None };
+        let adds = Adds { bookie, open, tenure: Tenure::default(), fragment: 0 };
+        let (bookies, events) = (self.bookies.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let on_added = |added: Added| {
+                let event = Event::Written(round, place, added.first, added.last);
+                // There is room for as many as can be under way.
+                let _ = events.try_send(event);
+            };
+            if let Err(refusal) = adds::run(&bookies, adds, to_write, on_added).await {
+                let _ = events.send(Event::NotWritten(round, place, refusal)).await;
+            }
+        });
+    }
+}
