@@ -181,7 +181,7 @@ impl Catalog {
         namespace: Option<&str>,
         after: Option<LedgerId>,
     ) -> Result<Vec<LedgerMetadata>, Error> {
-        let prefix = namespace.map_or_else(|| LEDGERS.to_owned(), |name| namespace_prefix(name));
+        let prefix = namespace.map_or_else(|| LEDGERS.to_owned(), namespace_prefix);
         let after = after.map(|id| format!("{prefix}{:016}", id.get()));
         let mut ledgers = Vec::new();
         // A page of a namespace may be empty because its ledgers went meanwhile.

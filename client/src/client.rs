@@ -158,11 +158,7 @@ impl Client {
     }
 
     /// Returns the ledger that an earlier try of this request created, if it is ours.
-    async fn created_before(
-        &self,
-        request: Uuid,
-        writer: WriterId,
-    ) -> Result<Versioned, Error> {
+    async fn created_before(&self, request: Uuid, writer: WriterId) -> Result<Versioned, Error> {
         let Some(ledger) = self.catalog.created_by(request).await? else {
             let what = format!("the ledger of request {request} was deleted meanwhile");
             return Err(Error::Invalid(what));

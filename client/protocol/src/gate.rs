@@ -188,6 +188,8 @@ impl Gate {
         let mut waiting: Vec<_> = adds.collect();
         if let FenceMark::Writing { waiting: fences } = &mut self.fence {
             waiting.append(fences);
+            // The next fence must ask the log again, and be refused, not wait for this one.
+            self.fence = FenceMark::Open;
         }
         waiting
             .into_iter()

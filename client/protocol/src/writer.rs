@@ -52,6 +52,8 @@ enum Phase {
     Failed(WriteError),
     /// The close is with the metastore.
     Closing,
+    /// The close did not win, or got no answer: the metadata will tell what is there.
+    Settling,
     Closed,
 }
 
@@ -145,7 +147,7 @@ impl Writer {
         match &self.phase {
             Phase::Writing => {}
             Phase::Failed(error) => return Err(error.clone()),
-            Phase::Closing | Phase::Closed => return Err(WriteError::Closed),
+            Phase::Closing | Phase::Settling | Phase::Closed => return Err(WriteError::Closed),
         }
         if payload.len() > PAYLOAD_BYTES_MAX {
             return Err(WriteError::TooLarge(payload.len()));
@@ -189,8 +191,8 @@ impl Writer {
 
     /// Takes a refusal of the bookie at a place, or a failure to reach it. The place is given up.
     pub fn on_refused(&mut self, place: usize, tenure: Tenure, refusal: Refusal) {
-        let of_now = self.places[place].tenure == tenure;
-        if self.phase != Phase::Writing || !of_now {
+        let Place { tenure: of_now, standing } = &self.places[place];
+        if self.phase != Phase::Writing || *of_now != tenure || *standing != Standing::Live {
             return;
         }
         if refusal == Refusal::Fenced {
@@ -208,14 +210,13 @@ impl Writer {
 
     /// Closes the ledger at the last add confirmed; what is not confirmed fails.
     pub fn close(&mut self) {
-        if matches!(self.phase, Phase::Closing | Phase::Closed) {
+        if matches!(self.phase, Phase::Closing | Phase::Settling | Phase::Closed) {
             return;
         }
         if self.phase == Phase::Writing {
             self.pending.clear();
             self.actions.push_back(Action::Fail(WriteError::Closed));
         }
-        self.phase = Phase::Closing;
         self.cas_closed();
     }
 
@@ -224,15 +225,16 @@ impl Writer {
         match (&self.phase, metadata.state) {
             (Phase::Writing, State::Open) if self.is_ours(&metadata) => self.give_up_suspects(),
             (Phase::Writing, _) => self.fail(WriteError::Fenced),
-            (Phase::Closing, State::Open) if self.is_ours(&metadata) => {
+            (Phase::Settling, State::Open) if self.is_ours(&metadata) => {
                 // Re-replication has changed earlier fragments. And if it is the version that
                 // we tried to replace, our attempt may still land, and so may be repeated.
                 (self.version, self.metadata) = (version, metadata);
                 self.cas_closed();
             }
-            (Phase::Closing, state) if state == self.end() => self.closed(),
-            (Phase::Closing, _) => self.not_closed(WriteError::Fenced),
-            (Phase::Failed(_) | Phase::Closed, _) => {}
+            (Phase::Settling, state) if state == self.end() => self.closed(),
+            (Phase::Settling, _) => self.not_closed(WriteError::Fenced),
+            // Asked for before the close was: the outcome of its CAS says more.
+            (Phase::Failed(_) | Phase::Closing | Phase::Closed, _) => {}
         }
     }
 
@@ -241,8 +243,8 @@ impl Writer {
     pub fn on_metadata_unavailable(&mut self) {
         match self.phase {
             Phase::Writing => self.give_up_suspects(),
-            Phase::Closing => self.not_closed(WriteError::Unsettled),
-            Phase::Failed(_) | Phase::Closed => {}
+            Phase::Settling => self.not_closed(WriteError::Unsettled),
+            Phase::Failed(_) | Phase::Closing | Phase::Closed => {}
         }
     }
 
@@ -250,8 +252,8 @@ impl Writer {
     pub fn on_deleted(&mut self) {
         match self.phase {
             Phase::Writing => self.fail(WriteError::Deleted),
-            Phase::Closing => self.not_closed(WriteError::Deleted),
-            Phase::Failed(_) | Phase::Closed => {}
+            Phase::Settling => self.not_closed(WriteError::Deleted),
+            Phase::Failed(_) | Phase::Closing | Phase::Closed => {}
         }
     }
 
@@ -262,7 +264,10 @@ impl Writer {
                 self.version = version;
                 self.closed();
             }
-            CasOutcome::Lost | CasOutcome::Unknown => self.actions.push_back(Action::ReadMetadata),
+            CasOutcome::Lost | CasOutcome::Unknown => {
+                self.phase = Phase::Settling;
+                self.actions.push_back(Action::ReadMetadata);
+            }
         }
     }
 
@@ -340,6 +345,7 @@ impl Writer {
     }
 
     fn cas_closed(&mut self) {
+        self.phase = Phase::Closing;
         let metadata = LedgerMetadata { state: self.end(), ..self.metadata.clone() };
         self.actions.push_back(Action::Cas { version: self.version, metadata });
     }

@@ -45,6 +45,8 @@ enum Input {
         #[arg(key, optional)]
         length: u64,
     },
+    /// Somebody else changes what is nobody's concern here.
+    Note(String),
     /// Replaces a bookie of a fragment, as re-replication does.
     Swap {
         #[arg(key)]
@@ -84,6 +86,10 @@ impl Metastore {
                 let ensemble = ensemble.into_iter().map(|Name(bookie)| bookie).collect();
                 let first = EntryId::new(first);
                 self.metadata.fragments.push(Fragment { first, length_before: length, ensemble });
+                self.changed()?;
+            }
+            Input::Note(text) => {
+                self.metadata.custom.insert("note".to_owned(), text.into());
                 self.changed()?;
             }
             Input::Swap { fragment, place, to } => {

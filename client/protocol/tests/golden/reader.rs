@@ -1,5 +1,6 @@
 //! Scripts of the reader.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 
 use goldenscript::{Command, Context};
@@ -100,7 +101,10 @@ impl Runner {
         }
         let asked = match &asked[..] {
             [(_, first), .., (_, last)] if asked.len() > TOLD_ONE_BY_ONE => {
-                format!("ask for {first} to {last}, {} entries\n", asked.len())
+                let mut counts = BTreeMap::<_, usize>::new();
+                asked.iter().for_each(|(bookie, _)| *counts.entry(bookie).or_default() += 1);
+                let each = counts.iter().map(|(b, count)| format!(", {} for {count}", short(b)));
+                format!("ask for {first} to {last}{}\n", each.collect::<String>())
             }
             few => few.iter().map(|(b, entry)| format!("ask {} for {entry}\n", short(b))).collect(),
         };

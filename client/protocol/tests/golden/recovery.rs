@@ -1,6 +1,7 @@
 //! Scripts of the recovery.
 
 use std::error::Error;
+use std::str::FromStr;
 
 use goldenscript::{Command, Context};
 use inkfast_protocol::recovery::{Action, Recovery, Round};
@@ -20,8 +21,8 @@ pub(crate) struct Runner {
     round: Round,
 }
 
-/// In all of these a number without a name is a place, and answers are to the present round if
-/// the script names no other.
+/// Numbers stand for entries and places; answers are to the present round if the script names no
+/// other.
 #[derive(Command)]
 pub(crate) enum Input {
     /// Begins to recover the ledger.
@@ -53,7 +54,8 @@ pub(crate) enum Input {
     /// Places do not give an entry.
     NoCopy {
         entry: u64,
-        from: Vec<usize>,
+        _from: Preposition,
+        places: Vec<usize>,
         #[arg(key)]
         why: Said,
         #[arg(key)]
@@ -62,7 +64,8 @@ pub(crate) enum Input {
     /// Places have an entry that was written back.
     Written {
         entry: u64,
-        to: Vec<usize>,
+        _at: Preposition,
+        places: Vec<usize>,
         #[arg(key)]
         round: Option<u32>,
     },
@@ -75,6 +78,17 @@ pub(crate) enum Input {
     /// What happens in the metastore.
     #[command(other)]
     Metastore(Command),
+}
+
+/// Stands between an entry and places, `from` or `at`.
+pub(crate) struct Preposition;
+
+impl FromStr for Preposition {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if ["from", "at"].contains(&text) { Ok(Self) } else { Err("say 'from' or 'at'") }
+    }
 }
 
 impl goldenscript::Runner for Runner {
@@ -103,16 +117,16 @@ impl goldenscript::Runner for Runner {
                 let round = of(round);
                 self.recovery()?.on_copy(round, copy);
             }
-            Input::NoCopy { entry, from, why, round } => {
+            Input::NoCopy { entry, places, why, round, .. } => {
                 let round = of(round);
-                for place in from {
+                for place in places {
                     let (entry, said) = (EntryId::new(*entry), why.0.clone());
                     self.recovery()?.on_read_refused(round, *place, entry, said);
                 }
             }
-            Input::Written { entry, to, round } => {
+            Input::Written { entry, places, round, .. } => {
                 let round = of(round);
-                for place in to {
+                for place in places {
                     self.recovery()?.on_written(round, *place, EntryId::new(*entry));
                 }
             }

@@ -59,7 +59,7 @@ pub(crate) fn entry_or_none(entry: Option<EntryId>) -> String {
     entry.map_or_else(|| "none".to_owned(), |entry| entry.to_string())
 }
 
-/// Tells the state and the fragments of a ledger.
+/// Tells the state of a ledger, its fragments, and the note that somebody may have left.
 pub(crate) fn describe(metadata: &LedgerMetadata) -> String {
     let state = match metadata.state {
         State::Open => "open".to_owned(),
@@ -69,7 +69,9 @@ pub(crate) fn describe(metadata: &LedgerMetadata) -> String {
         }
     };
     let fragments: Vec<_> = metadata.fragments.iter().map(fragment).collect();
-    format!("{state}, {}", fragments.join(" "))
+    let note = metadata.custom.get("note").map(|note| String::from_utf8_lossy(note));
+    let note = note.map_or_else(String::new, |note| format!(", note \"{note}\""));
+    format!("{state}, {}{note}", fragments.join(" "))
 }
 
 fn fragment(fragment: &Fragment) -> String {

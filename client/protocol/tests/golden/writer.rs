@@ -47,6 +47,8 @@ pub(crate) enum Input {
     Close,
     /// The metadata cannot be read.
     NoMetadata,
+    /// The metadata is not there any more.
+    NoLedger,
     /// What happens in the metastore.
     #[command(other)]
     Metastore(Command),
@@ -79,6 +81,7 @@ impl goldenscript::Runner for Runner {
             }
             Input::Close => self.writer()?.close(),
             Input::NoMetadata => self.writer()?.on_metadata_unavailable(),
+            Input::NoLedger => self.writer()?.on_deleted(),
             Input::Metastore(command) => match self.metastore.run(command)? {
                 Told::Nothing(words) => out += &format!("{words}\n"),
                 Told::Cas(outcome, words) => {

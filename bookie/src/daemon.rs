@@ -1,0 +1,218 @@
+//! The bookie as a whole: from its directory to its registration.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use inkfast::catalog::{Catalog, Cookie};
+use inkfast_metastore::{DEFAULT_TIMEOUT, Metastore, RemoteMetastore};
+use inkfast_protocol::BookieId;
+use inkfast_wire::{Endpoint, Identity, Net, Role, Server, serve};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use crate::Error;
+use crate::disk::{Disk, OsDisk};
+use crate::executor::Executor;
+use crate::identity::{self, BookieIdentity};
+use crate::registration::Registrar;
+use crate::service::BookieService;
+use crate::store::Store;
+
+/// Who may open streams to a bookie.
+const CALLERS: &[Role] = &[Role::Client, Role::Bookie, Role::Admin];
+/// How long a stopping bookie waits for each of its parts.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What a bookie needs to know to run.
+#[derive(Clone)]
+pub struct Config {
+    /// The data directory; it is made if it is missing. An empty one becomes a new bookie.
+    pub dir: PathBuf,
+    /// Where to listen, `host:port`; port 0 lets the system choose.
+    pub listen: String,
+    /// The addresses under which clients reach the bookie; if there are none, where it listens.
+    pub advertise: Vec<String>,
+    /// The addresses of the metastore's members.
+    pub metastore: Vec<String>,
+    /// Its certificate.
+    pub identity: Identity,
+    /// The rack that it stands in, for placement.
+    pub rack: Option<String>,
+    /// Where sockets come from.
+    pub net: Net,
+}
+
+/// A running bookie.
+pub struct Bookie {
+    id: BookieId,
+    address: SocketAddr,
+    endpoint: Endpoint,
+    metastore: Endpoint,
+    store: JoinHandle<()>,
+    service: JoinHandle<()>,
+    registrar: JoinHandle<()>,
+    stop_registrar: oneshot::Sender<()>,
+}
+
+impl Bookie {
+    /// Starts a bookie, and returns when it serves: its log is replayed, and it is registered.
+    ///
+    /// Fails if the directory is of something else, of another cluster or bookie, or in use; if
+    /// it cannot listen; or if no metastore answers within 10 s.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        let disk: Arc<dyn Disk> = Arc::new(OsDisk::open(&config.dir).map_err(|error| {
+            Error::Directory { dir: config.dir.clone(), why: error.to_string() }
+        })?);
+        let metastore = Endpoint::client(&config.net, &config.identity, Uuid::new_v4(), None)?;
+        let remote = RemoteMetastore::new(&metastore, config.metastore.clone(), DEFAULT_TIMEOUT);
+        let metastore_store: Arc<dyn Metastore> = Arc::new(remote);
+        let identity = identify(&config, Arc::clone(&disk), &metastore_store).await?;
+        let (store, replayed, store_task) =
+            Store::open(disk, identity.log, Executor::Threads).await?;
+        if let Some(cut) = replayed.cut {
+            tracing::info!(?cut, "cut what was not acknowledged when the bookie last stopped");
+        }
+        for damage in &replayed.damages {
+            tracing::error!(%damage, "the log is damaged: writers are refused, and what is not found is unknown");
+        }
+        let server = Server {
+            listen: config.listen.clone(),
+            instance: identity.id.0,
+            cluster: identity.cluster,
+            reset_key: identity.reset_key,
+            roles: CALLERS,
+        };
+        let endpoint = Endpoint::server(&config.net, &config.identity, server).await?;
+        let address = endpoint.local_addr()?;
+        let service = tokio::spawn(serve(endpoint.clone(), BookieService { store }));
+        let registrar = Registrar {
+            store: metastore_store,
+            bookie: identity.id,
+            addresses: addresses(&config, address)?,
+            rack: config.rack.clone(),
+            dir: config.dir.clone(),
+        };
+        let (registered, is_registered) = oneshot::channel();
+        let (stop_registrar, stop) = oneshot::channel();
+        let registrar = tokio::spawn(registrar.run(registered, stop));
+        let started = Self {
+            id: identity.id,
+            address,
+            endpoint,
+            metastore,
+            store: store_task,
+            service,
+            registrar,
+            stop_registrar,
+        };
+        if tokio::time::timeout(DEFAULT_TIMEOUT, is_registered).await.is_err() {
+            started.stop().await;
+            return Err(Error::NotRegistered(DEFAULT_TIMEOUT));
+        }
+        Ok(started)
+    }
+
+    /// Returns the address that it listens on.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns its id.
+    pub const fn id(&self) -> BookieId {
+        self.id
+    }
+
+    /// Waits until the bookie cannot go on, which only a bug makes it do. A disk that fails does
+    /// not: what is on it is still served.
+    pub async fn failed(&mut self) -> Error {
+        let part = tokio::select! {
+            _ = &mut self.store => "store",
+            _ = &mut self.service => "service",
+            _ = &mut self.registrar => "registration",
+        };
+        Error::Ended(part)
+    }
+
+    /// Stops: takes its registration back, tells its clients, and writes what was let in.
+    pub async fn stop(self) {
+        // A part that has ended already is stopped.
+        let _ = self.stop_registrar.send(());
+        finish("registration", self.registrar).await;
+        self.endpoint.close("the bookie stops").await;
+        finish("service", self.service).await;
+        finish("store", self.store).await;
+        self.metastore.close("the bookie stops").await;
+    }
+}
+
+async fn finish(part: &str, task: JoinHandle<()>) {
+    let abort = task.abort_handle();
+    if tokio::time::timeout(STOP_DEADLINE, task).await.is_err() {
+        tracing::warn!(part, "did not stop in time");
+        abort.abort();
+    }
+}
+
+/// Finds out whose directory it is, or formats it, and makes sure that it may serve here.
+async fn identify(
+    config: &Config,
+    disk: Arc<dyn Disk>,
+    store: &Arc<dyn Metastore>,
+) -> Result<BookieIdentity, Error> {
+    let cluster = store.cluster().await.map_err(inkfast::Error::from)?;
+    let name = config.identity.name().name.clone();
+    let dir = config.dir.clone();
+    let (loading, in_dir) = (Arc::clone(&disk), dir.clone());
+    let loaded = Executor::Threads.run(move || identity::load(&*loading, &in_dir)).await?;
+    let identity = match loaded {
+        Some(identity) => identity,
+        None => {
+            let mut reset_key = [0; 64];
+            for part in reset_key.chunks_mut(16) {
+                part.copy_from_slice(Uuid::new_v4().as_bytes());
+            }
+            let id = BookieId(Uuid::new_v4());
+            let new =
+                BookieIdentity { id, cluster, name: name.clone(), log: Uuid::new_v4(), reset_key };
+            let (made, dir) = (new.clone(), dir.clone());
+            Executor::Threads.run(move || identity::format(&*disk, &dir, &made)).await?;
+            tracing::info!(bookie = %new.id, "formatted a new bookie");
+            new
+        }
+    };
+    let refused = |why: String| Error::Directory { dir: dir.clone(), why };
+    if identity.cluster != cluster {
+        return Err(refused(format!(
+            "it belongs to cluster {}, and the metastore is that of cluster {cluster}; give the \
+             directory or the metastore that belong together",
+            identity.cluster
+        )));
+    }
+    if identity.name != name {
+        return Err(refused(format!(
+            "it belongs to the bookie named '{}', and this process's certificate says '{name}'",
+            identity.name
+        )));
+    }
+    let catalog = Catalog::new(Arc::clone(store));
+    if catalog.cookie(identity.id).await?.is_none() {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let formatted_at_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        catalog.introduce(identity.id, &Cookie { name, formatted_at_ms }).await?;
+    }
+    Ok(identity)
+}
+
+/// Returns the addresses to register.
+fn addresses(config: &Config, listening: SocketAddr) -> Result<Vec<String>, Error> {
+    if !config.advertise.is_empty() {
+        return Ok(config.advertise.clone());
+    }
+    if listening.ip().is_unspecified() {
+        return Err(Error::NoAddress(listening));
+    }
+    Ok(vec![listening.to_string()])
+}

@@ -1,0 +1,38 @@
+//! Why a bookie cannot run.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::log::LogError;
+
+/// Why a bookie cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory cannot be used.
+    #[error("the directory {} is refused: {why}", dir.display())]
+    Directory {
+        /// The directory.
+        dir: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It listens on every address, and so cannot tell clients where it is.
+    #[error("{0} is no address that clients can reach: say with --advertise how they do")]
+    NoAddress(SocketAddr),
+    /// It could not be registered.
+    #[error("not registered within {0:?}; is the metastore there?")]
+    NotRegistered(Duration),
+    /// One of its tasks ended, which is a bug.
+    #[error("the bookie's {0} has ended unexpectedly")]
+    Ended(&'static str),
+    /// Its log cannot be made or opened.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// It cannot listen, or its certificate is refused.
+    #[error(transparent)]
+    Network(#[from] inkfast_wire::Error),
+    /// The metastore, or what it says of ledgers and bookies.
+    #[error(transparent)]
+    Catalog(#[from] inkfast::Error),
+}

@@ -1,0 +1,40 @@
+//! The bookie of Inkfast: stores the entries of ledgers.
+//!
+//! # One append, followed
+//! A client's stream arrives in `service`, which verifies each entry and hands what has arrived
+//! to the `store`. The one task there asks the ledger's gate (the protocol's rules) and pushes
+//! what it lets in to the [`log`]. The log writes and syncs a batch; what was queued meanwhile is
+//! the next. The store notes where each entry is, tells the gate that it is durable, and the
+//! gate's answers go back through `service`, acknowledged in runs. An entry is written once.
+//!
+//! # What a bookie promises
+//! * What it has acknowledged is on its disk, and survives a power loss.
+//! * A fence is on disk before it is answered, and so is every add that was let in before it.
+//! * It says "never stored" only when it is certain. A damaged log makes every such answer
+//!   "unknown", and refuses writers, since a fence may be among what was lost.
+//! * After a failed write or sync it takes no more writes until it is started again, and still
+//!   serves what it has.
+//! * An empty directory is a new bookie, whatever address it is started on.
+//!
+//! # Layers
+//! [`disk`] is the seam to the files, with one implementation that loses what was not synced;
+//! [`log`] knows records and nothing of ledgers; `store` knows ledgers and nothing of the
+//! network; `service` and `registration` face the cluster.
+//!
+//! # Not here
+//! The index is in memory and made by reading the whole log at start. Nothing is ever deleted
+//! from the log yet, there is one data directory, and a full disk counts as a failed one.
+
+pub use daemon::{Bookie, Config};
+pub use error::Error;
+
+mod daemon;
+pub mod disk;
+mod error;
+pub mod executor;
+mod identity;
+pub mod log;
+mod record;
+mod registration;
+mod service;
+mod store;

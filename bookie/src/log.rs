@@ -1,0 +1,120 @@
+//! The log: where everything that a bookie must not forget is written, once.
+//!
+//! The log is a row of segment files, `log-<16 digits>`. It stores records of a kind and a
+//! payload, both meaningless to it, and gives back the [`Place`] of each, at which
+//! [`Reader::read`] finds it again.
+//!
+//! **Writing.** [`Tail::start`] spawns the one task that writes. Whatever is queued while the last
+//! sync runs is the next batch: one write, one sync, then all its places at once. One batch is in
+//! flight at a time, so a batch is wholly durable before the next is written. A failed write or
+//! sync is final: which of its bytes are on the disk cannot be known, so nothing is tried again
+//! and the log takes no more records until it has been opened anew.
+//!
+//! **Opening.** [`open`] reads all records in order. A record that is invalid is one of two
+//! things. If nothing of a later batch follows, its batch was never answered: the *torn tail* is
+//! cut off. Otherwise its batch was durable once: that is *damage*, which is reported, and the
+//! records after it are still read. A log with damage cannot say what it does not hold.
+//! Decay in the very last batch looks like a torn tail; nothing written before a power loss could
+//! tell them apart.
+//!
+//! What `open` has shown survives a power loss from then on, answered or not.
+//!
+//! **Checking.** Each record carries a CRC over its bytes and over what is not stored with it: its
+//! log, segment, the segment's life and its offset. So bytes that are valid elsewhere, or were in
+//! an earlier life of the file, are not valid here.
+//!
+//! Not here: what records mean, an index, removal and reuse of segments. That the last segments
+//! are missing altogether is not noticed here.
+
+use std::fmt;
+use std::io;
+
+mod reader;
+mod record;
+mod replay;
+mod segment;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use reader::{ReadError, Reader};
+pub use record::PAYLOAD_BYTES_MAX;
+pub use replay::{Cut, Damage, Replayed, Settings, Visit, create, open};
+pub use segment::SEGMENT_BYTES_MAX;
+pub use writer::{
+    Append, Appender, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Completions, Durable, Failed,
+    QUEUE_BYTES_MAX, Tail,
+};
+
+/// Numbers a segment of a log. The first is 1; a number is never used for other records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentNumber(u32);
+
+impl SegmentNumber {
+    const FIRST: Self = Self(1);
+    /// Far more than any disk holds.
+    const MAX: Self = Self(u32::MAX / 2);
+
+    fn next(self) -> Self {
+        assert!(self <= Self::MAX, "segment numbers are used up");
+        Self(self.0 + 1)
+    }
+}
+
+/// Displays the name of the segment's file.
+impl fmt::Display for SegmentNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "log-{:016}", self.0)
+    }
+}
+
+/// Says where in the log a record lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The segment that holds it.
+    pub segment: SegmentNumber,
+    /// Where its header begins in the segment's file.
+    pub offset: u32,
+    /// How long its payload is.
+    pub payload_bytes: u32,
+}
+
+/// Why the log could not be made, opened or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The disk refused.
+    #[error("cannot {doing} {file}: {source}")]
+    Io {
+        /// What was being done, as a verb.
+        doing: &'static str,
+        /// The file it was done to.
+        file: String,
+        /// What the disk said.
+        source: io::Error,
+    },
+    /// A file is there that this log, or this version of the program, must not touch.
+    #[error("{file} is refused: {why}")]
+    Refused {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The directory holds no segment.
+    #[error("the log has no segment file (log-...): the data that was in this directory is gone")]
+    NoSegment,
+    /// The task that writes ended before its time.
+    #[error("the log's writer stopped unexpectedly")]
+    Stopped,
+}
+
+impl LogError {
+    /// Says what was being done to a file when the disk refused.
+    fn io(doing: &'static str, file: impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { doing, file: file.to_string(), source }
+    }
+
+    fn refused(file: impl fmt::Display, why: impl Into<String>) -> Self {
+        Self::Refused { file: file.to_string(), why: why.into() }
+    }
+}

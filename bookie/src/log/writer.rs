@@ -1,0 +1,305 @@
+//! Appends records, many a sync.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc};
+use uuid::Uuid;
+
+use super::record::{self, Batch, PAYLOAD_BYTES_MAX};
+use super::segment::{HEADER_BYTES, Segment};
+use super::{LogError, Place, SegmentNumber};
+use crate::disk::Disk;
+use crate::executor::Executor;
+
+/// A batch is full with the record that reaches this.
+pub const BATCH_BYTES_MAX: usize = 4 << 20;
+/// The most records of a batch.
+pub const BATCH_RECORDS_MAX: usize = 16 << 10;
+/// With this much queued there is no room for more.
+pub const QUEUE_BYTES_MAX: usize = 8 << 20;
+
+/// Durable batches that wait to be taken; past it the writer waits.
+const COMPLETIONS_MAX: usize = 8;
+
+/// A record to be written.
+#[derive(Debug)]
+pub struct Append<T> {
+    /// What the payload is; the log only keeps it.
+    pub kind: u8,
+    /// At most [`PAYLOAD_BYTES_MAX`].
+    pub payload: Bytes,
+    /// Comes back with the record's place.
+    pub token: T,
+}
+
+/// A record that survives a power loss.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Durable<T> {
+    /// The token that was given with it.
+    pub token: T,
+    /// Where it is.
+    pub place: Place,
+}
+
+/// Why the log takes no more records. What was queued or in flight may or may not be found when
+/// the log is opened anew.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the log takes no more records until it is opened anew: {0}")]
+pub struct Failed(pub Arc<LogError>);
+
+/// Takes records for the log, in order. Dropping it lets the writer end once all that was pushed
+/// has been written.
+pub struct Appender<T>(Arc<Queue<T>>);
+
+impl<T> Appender<T> {
+    /// Waits until there is room in the queue, or says that the log has failed.
+    ///
+    /// There is only room again while [`Completions::next`] is called too: whoever owns both waits
+    /// for both at once. Safe to cancel.
+    pub async fn ready(&self) -> Result<(), Failed> {
+        loop {
+            {
+                let state = self.0.state();
+                if let Some(failed) = &state.failed {
+                    return Err(failed.clone());
+                }
+                if state.queued_bytes < QUEUE_BYTES_MAX {
+                    return Ok(());
+                }
+            }
+            self.0.taken.notified().await;
+        }
+    }
+
+    /// Queues a record behind all that were pushed before; call it after `ready`.
+    ///
+    /// Once the log has failed, the record is dropped with its token. Panics if the payload is too
+    /// long.
+    pub fn push(&self, append: Append<T>) {
+        assert!(append.payload.len() <= PAYLOAD_BYTES_MAX, "the payload is too long for a record");
+        let mut state = self.0.state();
+        if state.failed.is_none() {
+            state.queued_bytes += append.stored_bytes();
+            state.queued.push_back(append);
+            self.0.pushed.notify_one();
+        }
+    }
+}
+
+impl<T> Drop for Appender<T> {
+    fn drop(&mut self) {
+        self.0.state().closed = true;
+        self.0.pushed.notify_one();
+    }
+}
+
+/// Gives out what has become durable.
+pub struct Completions<T> {
+    batches: mpsc::Receiver<Vec<Durable<T>>>,
+    queue: Arc<Queue<T>>,
+}
+
+impl<T> Completions<T> {
+    /// Waits for the next batch to be durable; its records are in the order of the pushes.
+    ///
+    /// `None` after the last batch, when the appender was dropped; the log may then be opened
+    /// anew. After a failure every call says so, and the tokens not given out are dropped. Safe to
+    /// cancel.
+    pub async fn next(&mut self) -> Result<Option<Vec<Durable<T>>>, Failed> {
+        if let Some(batch) = self.batches.recv().await {
+            return Ok(Some(batch));
+        }
+        self.queue.state().failed.clone().map_or(Ok(None), Err)
+    }
+}
+
+/// The end of an opened log, where records are added.
+pub struct Tail {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) log: Uuid,
+    pub(super) segment_bytes_max: u32,
+    /// The segment that grows; `None` if the next batch begins one.
+    pub(super) segment: Option<Segment>,
+    /// The number of the next segment to be made.
+    pub(super) next: SegmentNumber,
+    /// Where the last segment ends.
+    pub(super) end: u32,
+    /// The sequence number of the last batch.
+    pub(super) sequence: u64,
+    pub(super) buffer: Vec<u8>,
+}
+
+impl Tail {
+    /// Spawns the task that writes.
+    pub fn start<T: Send + 'static>(self, executor: Executor) -> (Appender<T>, Completions<T>) {
+        let queue = Arc::new(Queue::default());
+        let (sender, batches) = mpsc::channel(COMPLETIONS_MAX);
+        tokio::spawn(write(sender, queue.clone(), self, executor));
+        (Appender(queue.clone()), Completions { batches, queue })
+    }
+
+    /// Writes records as one batch and syncs it. After an error it must not be called again.
+    pub(super) fn commit<T>(
+        &mut self,
+        appends: Vec<Append<T>>,
+    ) -> Result<Vec<Durable<T>>, LogError> {
+        let bytes = appends.iter().map(Append::stored_bytes).sum();
+        let segment = self.segment_with_room(bytes)?;
+        let batch = Batch { sequence: self.sequence + 1, start: self.end };
+        self.buffer.clear();
+        let mut durable = Vec::with_capacity(appends.len());
+        for Append { kind, payload, token } in appends {
+            let place = Place {
+                segment: segment.number,
+                offset: batch.start + record::length(&self.buffer),
+                payload_bytes: record::length(&payload),
+            };
+            record::encode(&mut self.buffer, segment.seed, batch, kind, &payload);
+            durable.push(Durable { token, place });
+        }
+        let (file, number) = (&segment.file, segment.number);
+        file.write_at(u64::from(batch.start), &self.buffer)
+            .map_err(LogError::io("write to", number))?;
+        file.sync_data().map_err(LogError::io("sync", number))?;
+        self.end += record::length(&self.buffer);
+        self.sequence = batch.sequence;
+        self.segment = Some(segment);
+        Ok(durable)
+    }
+
+    /// Takes the growing segment, or a new one if this batch would be too much for it.
+    fn segment_with_room(&mut self, bytes: usize) -> Result<Segment, LogError> {
+        let room = self.segment_bytes_max.saturating_sub(self.end) as usize;
+        match self.segment.take() {
+            // An empty segment takes any batch.
+            Some(segment) if bytes <= room || self.end == HEADER_BYTES => Ok(segment),
+            _ => {
+                let segment = Segment::create(&*self.disk, self.log, self.next, self.end)?;
+                self.next = self.next.next();
+                self.end = HEADER_BYTES;
+                Ok(segment)
+            }
+        }
+    }
+}
+
+/// Writes whatever is queued, a batch at a time, until the appender is dropped or a batch fails.
+async fn write<T: Send + 'static>(
+    // First, so that it is dropped last: its end tells that the log may be opened anew.
+    completions: mpsc::Sender<Vec<Durable<T>>>,
+    queue: Arc<Queue<T>>,
+    mut tail: Tail,
+    executor: Executor,
+) {
+    let _ending = Ending(queue.clone());
+    while let Some(appends) = queue.next_batch().await {
+        let (returned, result) = executor
+            .run(move || {
+                let result = tail.commit(appends);
+                (tail, result)
+            })
+            .await;
+        tail = returned;
+        match result {
+            // Without a receiver the records are written all the same.
+            Ok(durable) => drop(completions.send(durable).await),
+            Err(error) => return queue.fail(error),
+        }
+    }
+}
+
+/// Sees to it that a writer that ends with records queued, by a panic or with the runtime, counts
+/// as failed.
+struct Ending<T>(Arc<Queue<T>>);
+
+impl<T> Drop for Ending<T> {
+    fn drop(&mut self) {
+        if !self.0.state().finished {
+            self.0.fail(LogError::Stopped);
+        }
+    }
+}
+
+struct Queue<T> {
+    state: Mutex<State<T>>,
+    pushed: Notify,
+    taken: Notify,
+}
+
+struct State<T> {
+    queued: VecDeque<Append<T>>,
+    queued_bytes: usize,
+    /// The appender was dropped.
+    closed: bool,
+    /// The writer has written all there was.
+    finished: bool,
+    failed: Option<Failed>,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        let state = State {
+            queued: VecDeque::new(),
+            queued_bytes: 0,
+            closed: false,
+            finished: false,
+            failed: None,
+        };
+        Self { state: Mutex::new(state), pushed: Notify::new(), taken: Notify::new() }
+    }
+}
+
+impl<T> Queue<T> {
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something is queued; `None` when nothing is and nothing can be any more.
+    async fn next_batch(&self) -> Option<Vec<Append<T>>> {
+        loop {
+            {
+                let mut state = self.state();
+                let batch = state.take_batch();
+                if !batch.is_empty() {
+                    self.taken.notify_one();
+                    return Some(batch);
+                }
+                if state.closed {
+                    state.finished = true;
+                    return None;
+                }
+            }
+            self.pushed.notified().await;
+        }
+    }
+
+    fn fail(&self, error: LogError) {
+        let mut state = self.state();
+        state.failed.get_or_insert_with(|| Failed(Arc::new(error)));
+        state.queued.clear();
+        self.taken.notify_one();
+    }
+}
+
+impl<T> State<T> {
+    fn take_batch(&mut self) -> Vec<Append<T>> {
+        let (mut records, mut bytes) = (0, 0);
+        for append in self.queued.iter().take(BATCH_RECORDS_MAX) {
+            if bytes >= BATCH_BYTES_MAX {
+                break;
+            }
+            records += 1;
+            bytes += append.stored_bytes();
+        }
+        self.queued_bytes -= bytes;
+        self.queued.drain(..records).collect()
+    }
+}
+
+impl<T> Append<T> {
+    fn stored_bytes(&self) -> usize {
+        record::stored_bytes(self.payload.len())
+    }
+}

@@ -1,0 +1,101 @@
+//! Registration: the bookie's addresses, rack and capacity in the metastore, under a lease.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use inkfast::catalog::{Catalog, Registration};
+use inkfast_metastore::{Error as StoreError, LeaseId, Metastore};
+use inkfast_protocol::BookieId;
+use tokio::sync::oneshot;
+
+use crate::Error;
+
+/// How long the registration outlives the bookie.
+const LEASE_TTL: Duration = Duration::from_secs(10);
+/// How often the lease is kept alive, and how long a failure is waited out.
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
+
+/// What is registered.
+pub(crate) struct Registrar {
+    pub(crate) store: Arc<dyn Metastore>,
+    pub(crate) bookie: BookieId,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) rack: Option<String>,
+    pub(crate) dir: PathBuf,
+}
+
+impl Registrar {
+    /// Registers the bookie, and says so once; then keeps the registration, and makes it anew
+    /// whenever its lease was lost, until told to stop. Then it ends the lease.
+    pub(crate) async fn run(
+        self,
+        registered: oneshot::Sender<()>,
+        mut stop: oneshot::Receiver<()>,
+    ) {
+        let mut registered = Some(registered);
+        let mut lease = None;
+        loop {
+            let kept = match lease {
+                None => self.register().await.map(Some),
+                Some(held) => self.keep(held).await,
+            };
+            let pause = match kept {
+                Ok(held) => {
+                    // A lease that was lost is replaced at once.
+                    let lost = lease.is_some() && held.is_none();
+                    lease = held;
+                    if let Some(registered) = registered.take() {
+                        let _ = registered.send(());
+                    }
+                    if lost { Duration::ZERO } else { KEEP_ALIVE }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the registration cannot be kept; trying again");
+                    KEEP_ALIVE
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = &mut stop => break,
+            }
+        }
+        if let Some(lease) = lease
+            && let Err(error) = self.store.end_lease(lease).await
+        {
+            tracing::debug!(%error, "the registration ends by itself");
+        }
+    }
+
+    async fn register(&self) -> Result<LeaseId, Error> {
+        let lease = self.store.grant_lease(LEASE_TTL).await.map_err(inkfast::Error::from)?;
+        let (capacity_bytes, free_bytes) = space(&self.dir);
+        let registration = Registration {
+            addresses: self.addresses.clone(),
+            rack: self.rack.clone(),
+            capacity_bytes,
+            free_bytes,
+            read_only: false,
+        };
+        let catalog = Catalog::new(Arc::clone(&self.store));
+        catalog.register(self.bookie, &registration, lease).await?;
+        tracing::info!(bookie = %self.bookie, addresses = ?self.addresses, "registered");
+        Ok(lease)
+    }
+
+    /// Keeps a lease alive; returns none when it was lost.
+    async fn keep(&self, lease: LeaseId) -> Result<Option<LeaseId>, Error> {
+        match self.store.keep_alive(lease).await {
+            Ok(()) => Ok(Some(lease)),
+            Err(StoreError::LeaseNotFound) => Ok(None),
+            Err(error) => Err(inkfast::Error::from(error).into()),
+        }
+    }
+}
+
+/// Returns size and free bytes of the file system that a directory is on; zeros when it does not
+/// say.
+fn space(dir: &std::path::Path) -> (u64, u64) {
+    rustix::fs::statvfs(dir)
+        .map_or((0, 0), |found| (found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize))
+}

@@ -1,0 +1,175 @@
+//! The store: all ledgers of one data directory, their gates, their index and their log.
+//!
+//! One task owns everything and takes commands in order, so that a fence, an add and what the
+//! disk says of them are never seen in two orders. It waits for the log and for commands, and for
+//! nothing else that a client could delay.
+
+use std::sync::Arc;
+
+use inkfast_protocol::gate::Adder;
+use inkfast_protocol::{Entry, EntryId, LedgerId, Refusal, Tenure};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use crate::disk::Disk;
+use crate::executor::Executor;
+use crate::log::{self, LogError, Place, Reader, Replayed, SEGMENT_BYTES_MAX, Settings};
+
+use ledgers::Replay;
+use owner::Owner;
+
+mod ledgers;
+mod owner;
+#[cfg(test)]
+mod tests;
+
+/// The bytes of entries that may wait for the disk, or for their answers to be sent, at most.
+const ROOM_BYTES: usize = 64 << 20;
+/// The least that an entry counts for, so that the number of entries is bounded too.
+const ENTRY_ROOM_MIN: usize = 1 << 10;
+/// The most outcomes that can wait for one stream of adds.
+pub(crate) const OUTCOMES_MAX: usize = ROOM_BYTES / ENTRY_ROOM_MIN;
+/// How many commands may wait for the owner; past it the callers wait.
+const COMMANDS_MAX: usize = 1024;
+
+/// A handle to the store. Clones are of the same store.
+#[derive(Clone)]
+pub(crate) struct Store {
+    commands: mpsc::Sender<Command>,
+    room: Arc<Semaphore>,
+    reader: Reader,
+}
+
+/// An add on its way in, and where its outcome goes.
+pub(crate) struct Add {
+    pub(crate) entry: Entry,
+    /// The place of this add among those of its stream.
+    pub(crate) sequence: u64,
+    pub(crate) tenure: Tenure,
+}
+
+/// What became of an add.
+pub(crate) struct Outcome {
+    pub(crate) entry: EntryId,
+    pub(crate) sequence: u64,
+    pub(crate) tenure: Tenure,
+    pub(crate) result: Result<(), Refusal>,
+    /// The room is given back when the outcome is dropped, that is, when it was sent.
+    _room: Arc<OwnedSemaphorePermit>,
+}
+
+enum Command {
+    Add {
+        ledger: LedgerId,
+        adder: Arc<Adder>,
+        adds: Vec<Add>,
+        outcomes: mpsc::Sender<Outcome>,
+        room: Arc<OwnedSemaphorePermit>,
+    },
+    Fence {
+        ledger: LedgerId,
+        fenced: oneshot::Sender<Result<Option<EntryId>, Refusal>>,
+    },
+    State {
+        ledger: LedgerId,
+        state: oneshot::Sender<State>,
+    },
+    Locate {
+        ledger: LedgerId,
+        entries: Vec<EntryId>,
+        places: oneshot::Sender<Vec<Result<Place, Refusal>>>,
+    },
+}
+
+/// What the store knows of a ledger.
+pub(crate) struct State {
+    /// The highest last add confirmed in the entries on disk.
+    pub(crate) last_add_confirmed: Option<EntryId>,
+    /// Whether its fence is on disk.
+    pub(crate) fenced: bool,
+}
+
+impl Store {
+    /// Opens the store of a log, replays it, and starts the task that owns it. The task ends when
+    /// all handles are dropped and all is written.
+    pub(crate) async fn open(
+        disk: Arc<dyn Disk>,
+        log: Uuid,
+        executor: Executor,
+    ) -> Result<(Self, Replayed, JoinHandle<()>), LogError> {
+        let reader = Reader::new(Arc::clone(&disk), log, executor);
+        let read_log = move || {
+            let mut replay = Replay::default();
+            let settings = Settings { log, segment_bytes_max: SEGMENT_BYTES_MAX };
+            let mut visit = |place, kind, payload: &[u8]| replay.visit(place, kind, payload);
+            let (tail, replayed) = log::open(disk, settings, &mut visit)?;
+            Ok::<_, LogError>((replay.finish(), tail, replayed))
+        };
+        let (ledgers, tail, replayed) = executor.run(read_log).await?;
+        let (appender, completions) = tail.start(executor);
+        let damaged = !replayed.damages.is_empty();
+        let owner = Owner::new(ledgers, appender, reader.clone(), damaged);
+        let (commands, received) = mpsc::channel(COMMANDS_MAX);
+        let task = tokio::spawn(owner.run(received, completions));
+        let room = Arc::new(Semaphore::new(ROOM_BYTES));
+        Ok((Self { commands, room, reader }, replayed, task))
+    }
+
+    /// Hands a run of adds of one ledger to the owner, as soon as there is room for them. Their
+    /// outcomes come when the entries are on disk, or refused.
+    ///
+    /// `outcomes` must have room for [`OUTCOMES_MAX`].
+    pub(crate) async fn add(
+        &self,
+        ledger: LedgerId,
+        adder: &Arc<Adder>,
+        adds: Vec<Add>,
+        outcomes: &mpsc::Sender<Outcome>,
+    ) -> Result<(), Refusal> {
+        let bytes: usize = adds.iter().map(|add| add.entry.bytes().len().max(ENTRY_ROOM_MIN)).sum();
+        let bytes = u32::try_from(bytes.min(ROOM_BYTES)).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.room).acquire_many_owned(bytes).await.map_err(|_| stopped())?;
+        let (adder, outcomes) = (Arc::clone(adder), outcomes.clone());
+        let command = Command::Add { ledger, adder, adds, outcomes, room: Arc::new(room) };
+        self.commands.send(command).await.map_err(|_| stopped())
+    }
+
+    /// Fences a ledger, durably, and returns the highest last add confirmed on disk.
+    pub(crate) async fn fence(&self, ledger: LedgerId) -> Result<Option<EntryId>, Refusal> {
+        self.ask(|fenced| Command::Fence { ledger, fenced }).await?
+    }
+
+    /// Returns what is known of a ledger.
+    pub(crate) async fn state(&self, ledger: LedgerId) -> Result<State, Refusal> {
+        self.ask(|state| Command::State { ledger, state }).await
+    }
+
+    /// Finds entries: where each is, or why that cannot be said. Only
+    /// [`Absent`](Refusal::Absent) says that it was never stored.
+    pub(crate) async fn locate(
+        &self,
+        ledger: LedgerId,
+        entries: Vec<EntryId>,
+    ) -> Result<Vec<Result<Place, Refusal>>, Refusal> {
+        self.ask(|places| Command::Locate { ledger, entries, places }).await
+    }
+
+    /// Returns the reader of the log, for places that were located.
+    pub(crate) const fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())
+    }
+}
+
+fn stopped() -> Refusal {
+    Refusal::Unknown("the bookie is stopping".to_owned())
+}
