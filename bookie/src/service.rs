@@ -10,7 +10,7 @@ use inkfast_protocol::messages::{
     Added, Fence, FragmentBrief, LedgerState, OpenAdds, Read, decode_tenure, kind,
 };
 use inkfast_protocol::{ENSEMBLE_MAX, Entry, EntryId, LedgerId, Refusal, Tenure};
-use inkfast_wire::{Frame, FrameReceiver, FrameSender, Peer, Service, Stream};
+use inkfast_wire::{Frame, FrameReceiver, FrameSender, Frames, Peer, Service, Stream};
 use prost::Message;
 use tokio::sync::mpsc;
 
@@ -120,19 +120,20 @@ impl BookieService {
             }
             let found = run.iter().filter_map(|place| place.as_ref().ok().copied()).collect();
             let mut read = self.store.reader().read_many(found).await.into_iter();
-            let mut frames: Vec<Bytes> = Vec::with_capacity(run.len());
+            let mut frames = Frames::default();
             for place in run {
                 let entry = match place {
                     Ok(_) => read.next().map_or_else(|| Err(unread()), |read| read.map_err(said)),
                     Err(refusal) => Err(refusal),
                 };
-                let frame = match entry {
-                    Ok(body) => Frame { kind: kind::ENTRY, body },
-                    Err(refusal) => Frame::message(kind::REFUSED, &refusal.to_message()),
-                };
-                frames.push(frame.encode());
+                match entry {
+                    Ok(entry) => frames.push(kind::ENTRY, &entry),
+                    Err(refusal) => {
+                        frames.push(kind::REFUSED, &refusal.to_message().encode_to_vec().into());
+                    }
+                }
             }
-            sender.send_encoded(&mut frames).await?;
+            sender.send_encoded(&mut frames.take()).await?;
         }
         Ok(())
     }
@@ -231,7 +232,7 @@ async fn acknowledge(
 ) -> Result<Result<(), Refusal>, inkfast_wire::Error> {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     while outcomes.recv_many(&mut batch, BATCH_MAX).await > 0 {
-        let mut frames: Vec<Bytes> = Vec::new();
+        let mut frames = Frames::default();
         let refused = batch.iter().find_map(|outcome| outcome.result.clone().err());
         let durable: Vec<_> = batch.iter().filter(|outcome| outcome.result.is_ok()).collect();
         let follows =
@@ -239,11 +240,10 @@ async fn acknowledge(
         for run in durable.chunk_by(follows) {
             if let (Some(first), Some(last)) = (run.first(), run.last()) {
                 let added = Added { tenure: first.tenure, first: first.entry, last: last.entry };
-                let body = Bytes::copy_from_slice(&added.encode());
-                frames.push(Frame { kind: kind::ADDED, body }.encode());
+                frames.push(kind::ADDED, &Bytes::copy_from_slice(&added.encode()));
             }
         }
-        sender.send_encoded(&mut frames).await?;
+        sender.send_encoded(&mut frames.take()).await?;
         if let Some(refusal) = refused {
             return Ok(Err(refusal));
         }

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use inkfast_protocol::messages::{Added, OpenAdds, encode_tenure, kind};
 use inkfast_protocol::{BookieId, Entry, EntryId, Refusal, Tenure};
-use inkfast_wire::{Frame, FrameReceiver, FrameSender, frame_header};
+use inkfast_wire::{FrameReceiver, FrameSender, Frames};
+use prost::Message;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
 use tokio::time::{Duration, Instant};
 
@@ -50,11 +51,10 @@ pub(crate) async fn run(
     let opened = within(deadline, async {
         let mut stream = bookies.open(adds.bookie).await?;
         let tenure = Bytes::copy_from_slice(&encode_tenure(adds.tenure, adds.fragment));
-        let mut hello = [
-            Frame::message(kind::OPEN_ADDS, &adds.open).encode(),
-            Frame { kind: kind::TENURE, body: tenure }.encode(),
-        ];
-        stream.sender.send_encoded(&mut hello).await.map_err(unreachable)?;
+        let mut frames = Frames::default();
+        frames.push(kind::OPEN_ADDS, &adds.open.encode_to_vec().into());
+        frames.push(kind::TENURE, &tenure);
+        stream.sender.send_encoded(&mut frames.take()).await.map_err(unreachable)?;
         Ok(stream)
     });
     let mut stream = opened.await?;
@@ -75,19 +75,16 @@ async fn send(
     unanswered: &Unanswered,
 ) -> Result<(), Refusal> {
     let mut batch = Vec::with_capacity(BATCH_ENTRIES_MAX);
-    let mut frames = Vec::with_capacity(2 * BATCH_ENTRIES_MAX);
+    let mut frames = Frames::default();
     while queue.recv_many(&mut batch, BATCH_ENTRIES_MAX).await > 0 {
         for Queued { entry, .. } in &batch {
-            let header = frame_header(kind::ENTRY, entry.bytes().len());
-            frames.push(Bytes::copy_from_slice(&header));
-            frames.push(entry.bytes().clone());
+            frames.push(kind::ENTRY, entry.bytes());
         }
         if let Some(last) = batch.last() {
             unanswered.lock().push_back((last.entry.id(), Instant::now()));
             unanswered.sent.notify_one();
         }
-        sender.send_encoded(&mut frames).await.map_err(unreachable)?;
-        frames.clear();
+        sender.send_encoded(&mut frames.take()).await.map_err(unreachable)?;
         // Only now: the room is taken until QUIC has the bytes.
         batch.clear();
     }

@@ -1,0 +1,64 @@
+//! Why a metastore could not start, or stopped working.
+
+use std::path::PathBuf;
+
+use inkfast_metastore::rows::StateError;
+
+use crate::store::FORMAT;
+
+/// Says why the daemon does not work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory cannot be used.
+    #[error("the directory {} cannot be used: {why}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Another process has the directory open.
+    #[error(
+        "the directory {} is in use by another process: stop that one, or give another directory",
+        path.display()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The file is of something else, or damaged.
+    #[error("not a file of a metastore, or a damaged one: {why}")]
+    NotAMetastore {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The file was written by a newer program.
+    #[error("the file has format {found}, and this program knows {FORMAT}: run a newer one")]
+    NewerFormat {
+        /// The format of the file.
+        found: u32,
+    },
+    /// The network cannot be used.
+    #[error(transparent)]
+    Wire(#[from] inkfast_wire::Error),
+    /// The state cannot be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl Error {
+    pub(crate) fn not_a_metastore(why: impl Into<String>) -> Self {
+        Self::NotAMetastore { why: why.into() }
+    }
+
+    /// Says why a file could not be opened.
+    pub(crate) fn database(error: impl Into<redb::Error>) -> Self {
+        match error.into() {
+            redb::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                Self::not_a_metastore(error.to_string())
+            }
+            redb::Error::Corrupted(why) => Self::not_a_metastore(why),
+            other => Self::State(StateError(other.to_string())),
+        }
+    }
+}

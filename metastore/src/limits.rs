@@ -1,0 +1,133 @@
+//! The limits, and the checks that every request passes before it is sent and before it is applied.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use inkfast_wire::FRAME_BYTES_MAX;
+
+use crate::error::Error;
+use crate::state::Operation;
+use crate::types::{Scan, Transaction, Write};
+
+/// The most bytes of a key, of a sequence's name and of a scan's prefix. Keys have at least one.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// The most bytes of a value.
+pub const VALUE_BYTES_MAX: usize = 1 << 20;
+/// The most conditions and writes of a transaction together.
+pub const TRANSACTION_OPERATIONS_MAX: usize = 1024;
+/// The most bytes of a transaction: keys, values, and [`OPERATION_BYTES`] for each condition and
+/// write. It fits a frame.
+pub const TRANSACTION_BYTES_MAX: usize = FRAME_BYTES_MAX - 1024;
+/// What a condition, a write or an entry of a page counts beside its key and value.
+pub const OPERATION_BYTES: usize = 64;
+/// The most entries of a page.
+pub const PAGE_ENTRIES_MAX: usize = 1000;
+/// The most bytes of a page, counted as those of a transaction.
+pub const PAGE_BYTES_MAX: usize = TRANSACTION_BYTES_MAX;
+/// The most keys that a lease may have.
+pub const LEASE_KEYS_MAX: usize = TRANSACTION_OPERATIONS_MAX;
+/// The most leases there may be at a time.
+pub const LEASES_MAX: u64 = 100_000;
+/// The shortest lease.
+pub const LEASE_TTL_MIN: Duration = Duration::from_millis(1);
+/// The longest lease.
+pub const LEASE_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// The most numbers that a sequence gives out at once.
+pub const SEQUENCE_BLOCK_MAX: u64 = 1 << 32;
+
+const _: () =
+    assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX + 2 * OPERATION_BYTES <= TRANSACTION_BYTES_MAX);
+
+/// Refuses a key that is empty or too long.
+pub fn check_key(key: &str) -> Result<(), Error> {
+    if key.is_empty() {
+        return Err(Error::bad_request("a key is empty: give it at least one byte"));
+    }
+    check_length("a key", key)
+}
+
+/// Refuses a scan of nothing.
+pub fn check_scan(scan: &Scan) -> Result<(), Error> {
+    check_length("a prefix", &scan.prefix)?;
+    check_length("a key", scan.after.as_deref().unwrap_or(""))?;
+    if scan.limit == 0 {
+        return Err(Error::bad_request("a page of no entries: ask for at least one"));
+    }
+    Ok(())
+}
+
+/// Refuses what no state of the store would make right.
+pub fn check_operation(operation: &Operation) -> Result<(), Error> {
+    match operation {
+        Operation::Commit(transaction) => check_transaction(transaction),
+        Operation::NextSequence { name, count } => {
+            check_key(name)?;
+            if !(1..=SEQUENCE_BLOCK_MAX).contains(count) {
+                return Err(Error::bad_request(format!(
+                    "{count} numbers of a sequence at once: ask for 1 to {SEQUENCE_BLOCK_MAX}"
+                )));
+            }
+            Ok(())
+        }
+        Operation::GrantLease { ttl } => {
+            if !(LEASE_TTL_MIN..=LEASE_TTL_MAX).contains(ttl) {
+                return Err(Error::bad_request(format!(
+                    "a lease of {ttl:?}: it lasts {LEASE_TTL_MIN:?} to {LEASE_TTL_MAX:?}"
+                )));
+            }
+            Ok(())
+        }
+        Operation::EndLease(_) => Ok(()),
+    }
+}
+
+fn check_transaction(transaction: &Transaction) -> Result<(), Error> {
+    let operations = transaction.conditions.len() + transaction.writes.len();
+    if operations > TRANSACTION_OPERATIONS_MAX {
+        return Err(Error::bad_request(format!(
+            "a transaction of {operations} conditions and writes: it may have \
+             {TRANSACTION_OPERATIONS_MAX}"
+        )));
+    }
+    let mut bytes = operations * OPERATION_BYTES;
+    for condition in &transaction.conditions {
+        check_key(condition.key())?;
+        bytes += condition.key().len();
+    }
+    let mut written = BTreeSet::new();
+    for write in &transaction.writes {
+        check_key(write.key())?;
+        if !written.insert(write.key()) {
+            return Err(Error::bad_request(format!(
+                "a transaction writes the key {:?} twice: write each key once",
+                write.key()
+            )));
+        }
+        bytes += write.key().len();
+        if let Write::Put { key, value, .. } = write {
+            if value.len() > VALUE_BYTES_MAX {
+                return Err(Error::bad_request(format!(
+                    "the value of {key:?} has {} bytes: it may have {VALUE_BYTES_MAX}",
+                    value.len()
+                )));
+            }
+            bytes += value.len();
+        }
+    }
+    if bytes > TRANSACTION_BYTES_MAX {
+        return Err(Error::bad_request(format!(
+            "a transaction of {bytes} bytes: it may have {TRANSACTION_BYTES_MAX}; split it"
+        )));
+    }
+    Ok(())
+}
+
+fn check_length(what: &str, text: &str) -> Result<(), Error> {
+    if text.len() > KEY_BYTES_MAX {
+        return Err(Error::bad_request(format!(
+            "{what} has {} bytes: it may have {KEY_BYTES_MAX}",
+            text.len()
+        )));
+    }
+    Ok(())
+}

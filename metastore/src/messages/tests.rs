@@ -1,0 +1,92 @@
+use proptest::collection::vec;
+use proptest::prelude::any;
+
+use super::*;
+use crate::limits::{
+    KEY_BYTES_MAX, OPERATION_BYTES, TRANSACTION_BYTES_MAX, TRANSACTION_OPERATIONS_MAX,
+    VALUE_BYTES_MAX, check_operation,
+};
+
+#[test]
+fn requests_come_back_as_they_were() {
+    let lease = LeaseId::new(u64::MAX);
+    let transaction = Transaction::new()
+        .put("put", "1")
+        .put_leased("leased", Bytes::new(), lease)
+        .create("created", vec![0, 255])
+        .replace("replaced", Version::new(7), "2")
+        .remove("removed", Version::new(0))
+        .delete("deleted");
+    let operations = [
+        Operation::Commit(transaction),
+        Operation::Commit(Transaction::new()),
+        Operation::NextSequence { name: "numbers".into(), count: 3 },
+        Operation::GrantLease { ttl: Duration::from_millis(1234) },
+        Operation::EndLease(lease),
+    ];
+    let change = |operation| Request::Change { request: Uuid::from_u128(5), operation };
+    let reads = [
+        Request::Get { key: "key".into() },
+        Request::Scan(Scan::new("")),
+        Request::Scan(Scan { prefix: "a".into(), after: Some(String::new()), limit: 1 }),
+        Request::KeepAlive(lease),
+    ];
+    for request in operations.map(change).into_iter().chain(reads) {
+        assert_eq!(decode_request(&encode_request(request.clone())), Ok(request));
+    }
+}
+
+#[test]
+fn answers_come_back_as_they_were() {
+    let entry = |lease| KeyValue {
+        key: "key".into(),
+        value: "value".into(),
+        version: Version::new(9),
+        lease,
+    };
+    let page = Page { entries: vec![entry(None), entry(Some(LeaseId::new(0)))], more: true };
+    let answers = [
+        Ok(Answer::Value(None)),
+        Ok(Answer::Value(Some(entry(None)))),
+        Ok(Answer::Page(page)),
+        Ok(Answer::Committed(Version::new(0))),
+        Ok(Answer::Sequence(0..u64::MAX)),
+        Ok(Answer::Granted(LeaseId::new(3))),
+        Ok(Answer::Done),
+        Err(Error::Conflict { key: "key".into(), found: None }),
+        Err(Error::Conflict { key: "key".into(), found: Some(Version::new(0)) }),
+        Err(Error::LeaseNotFound),
+        Err(Error::bad_request("why")),
+        Err(Error::unavailable("why")),
+    ];
+    for answer in answers {
+        assert_eq!(answer_from_frame(answer_frame(&answer)), Ok(answer));
+    }
+}
+
+#[test]
+fn what_the_limits_allow_fits_a_frame() {
+    let long = |number: usize| format!("{number:k>KEY_BYTES_MAX$}");
+    let rest = TRANSACTION_BYTES_MAX - VALUE_BYTES_MAX - 3 * (KEY_BYTES_MAX + OPERATION_BYTES);
+    let large = Transaction::new()
+        .replace(long(1), Version::new(u64::MAX), vec![1; VALUE_BYTES_MAX])
+        .put_leased(long(2), vec![1; rest], LeaseId::new(u64::MAX));
+    let many = (0..TRANSACTION_OPERATIONS_MAX).fold(Transaction::new(), |all, number| {
+        all.put_leased(long(number), vec![1; 900], LeaseId::new(u64::MAX))
+    });
+    for transaction in [large, many] {
+        let operation = Operation::Commit(transaction);
+        check_operation(&operation).expect("within the limits");
+        let frame = encode_request(Request::Change { request: Uuid::max(), operation });
+        assert!(frame.body.len() < inkfast_wire::FRAME_BYTES_MAX, "{}", frame.body.len());
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_make_a_decoder_panic(kind in 0..4u8, body in vec(any::<u8>(), 0..200)) {
+        let frame = Frame { kind, body: body.into() };
+        let _ = decode_request(&frame);
+        let _ = answer_from_frame(frame);
+    }
+}
