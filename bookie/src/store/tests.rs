@@ -1,1 +1,184 @@
+//! The store on a disk that loses what was not synced.
 
+use inkfast_protocol::{EntryHeader, WriterId};
+use tokio::sync::mpsc::Receiver;
+
+use super::*;
+use crate::disk::{MemoryDisk, Unsynced};
+
+const LOG: Uuid = Uuid::from_u128(9);
+
+struct World {
+    disk: Arc<MemoryDisk>,
+    store: Store,
+    replayed: Replayed,
+}
+
+impl World {
+    async fn new() -> Self {
+        let disk = Arc::new(MemoryDisk::new());
+        log::create(&*disk, LOG).unwrap();
+        Self::open(disk).await
+    }
+
+    async fn open(disk: Arc<MemoryDisk>) -> Self {
+        let (store, replayed, _) =
+            Store::open(Arc::clone(&disk) as Arc<dyn Disk>, LOG, Executor::Inline).await.unwrap();
+        Self { disk, store, replayed }
+    }
+
+    /// Loses power, and whatever was not synced.
+    async fn crash(self) -> Self {
+        self.disk.crash(Unsynced::Lost);
+        Self::open(self.disk).await
+    }
+
+    async fn add(&self, by: &Arc<Adder>, entry: &Entry) -> Result<(), Refusal> {
+        let mut outcomes = self.start_add(by, entry).await;
+        outcomes.recv().await.unwrap().result
+    }
+
+    async fn start_add(&self, by: &Arc<Adder>, entry: &Entry) -> Receiver<Outcome> {
+        let (outcomes, happened) = mpsc::channel(OUTCOMES_MAX);
+        let add = Add { entry: entry.clone(), sequence: 0, tenure: Tenure(0) };
+        self.store.add(entry.header().ledger, by, vec![add], &outcomes).await.unwrap();
+        happened
+    }
+
+    async fn read(&self, ledger: u64, id: u64) -> Result<Entry, Refusal> {
+        let places = self.store.locate(self::ledger(ledger), vec![EntryId::new(id)]).await?;
+        let place = places.into_iter().next().unwrap()?;
+        let bytes = self.store.reader().read(place).await;
+        bytes
+            .map_err(|error| Refusal::Corrupt(error.to_string()))
+            .map(|bytes| Entry::decode(bytes).unwrap())
+    }
+}
+
+fn ledger(id: u64) -> LedgerId {
+    LedgerId::new(id).unwrap()
+}
+
+fn entry(ledger: u64, id: u64, payload: &str) -> Entry {
+    let header = EntryHeader {
+        ledger: self::ledger(ledger),
+        entry: EntryId::new(id),
+        last_add_confirmed: EntryId::new(id).previous(),
+        length: 0,
+        written_at_ms: 0,
+    };
+    Entry::encode(header, payload.as_bytes())
+}
+
+fn writer(id: u128) -> Arc<Adder> {
+    Arc::new(Adder::Writer { id: WriterId(Uuid::from_u128(id)), fragment: "brief".into() })
+}
+
+fn recovery() -> Arc<Adder> {
+    Arc::new(Adder::Recovery)
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_a_power_loss() {
+    let world = World::new().await;
+    for id in 0..20 {
+        world.add(&writer(1), &entry(7, id, "payload")).await.unwrap();
+    }
+    let world = world.crash().await;
+    for id in 0..20 {
+        assert_eq!(world.read(7, id).await, Ok(entry(7, id, "payload")));
+    }
+    assert_eq!(world.read(7, 20).await, Err(Refusal::Absent));
+    let state = world.store.state(ledger(7)).await.unwrap();
+    assert_eq!(state.last_add_confirmed, Some(EntryId::new(18)));
+}
+
+#[tokio::test]
+async fn a_fence_survives_a_power_loss_also_of_a_ledger_never_heard_of() {
+    let world = World::new().await;
+    world.add(&writer(1), &entry(7, 0, "a")).await.unwrap();
+    assert_eq!(world.store.fence(ledger(7)).await, Ok(None));
+    assert_eq!(world.store.fence(ledger(8)).await, Ok(None));
+    let world = world.crash().await;
+    for id in [7, 8] {
+        assert!(world.store.state(ledger(id)).await.unwrap().fenced);
+        assert_eq!(world.add(&writer(1), &entry(id, 1, "b")).await, Err(Refusal::Fenced));
+        assert_eq!(world.add(&recovery(), &entry(id, 1, "b")).await, Ok(()));
+    }
+}
+
+#[tokio::test]
+async fn the_first_writer_survives_a_power_loss() {
+    let world = World::new().await;
+    world.add(&recovery(), &entry(7, 0, "a")).await.unwrap();
+    world.add(&writer(1), &entry(7, 1, "b")).await.unwrap();
+    let world = world.crash().await;
+    assert_eq!(world.add(&writer(2), &entry(7, 2, "c")).await, Err(Refusal::OtherWriter));
+    assert_eq!(world.add(&writer(1), &entry(7, 2, "c")).await, Ok(()));
+}
+
+#[tokio::test]
+async fn adds_let_in_before_a_fence_can_be_read_once_it_is_answered() {
+    let world = World::new().await;
+    let mut started = Vec::new();
+    for id in 0..50 {
+        started.push(world.start_add(&writer(1), &entry(7, id, "payload")).await);
+    }
+    world.store.fence(ledger(7)).await.unwrap();
+    for id in 0..50 {
+        assert_eq!(world.read(7, id).await, Ok(entry(7, id, "payload")));
+    }
+}
+
+#[tokio::test]
+async fn an_entry_that_is_there_is_not_written_again_and_not_overwritten() {
+    let world = World::new().await;
+    world.add(&writer(1), &entry(7, 0, "a")).await.unwrap();
+    let syncs = world.disk.data_syncs();
+    assert_eq!(world.add(&writer(1), &entry(7, 0, "a")).await, Ok(()));
+    assert_eq!(world.add(&recovery(), &entry(7, 0, "other")).await, Err(Refusal::Conflict));
+    assert_eq!(world.disk.data_syncs(), syncs);
+    assert_eq!(world.read(7, 0).await, Ok(entry(7, 0, "a")));
+}
+
+#[tokio::test]
+async fn a_failed_sync_ends_writes_and_makes_no_answer_certain() {
+    let world = World::new().await;
+    world.add(&writer(1), &entry(7, 0, "a")).await.unwrap();
+    world.disk.fail_next_sync();
+    let refused = world.add(&writer(1), &entry(7, 1, "b")).await;
+    assert!(matches!(refused, Err(Refusal::ReadOnly(_))), "{refused:?}");
+    // The disk would take it now, but what is on it cannot be known.
+    let refused = world.add(&recovery(), &entry(7, 2, "c")).await;
+    assert!(matches!(refused, Err(Refusal::ReadOnly(_))), "{refused:?}");
+    let refused = world.store.fence(ledger(7)).await;
+    assert!(matches!(refused, Err(Refusal::ReadOnly(_))), "{refused:?}");
+    assert!(matches!(world.read(7, 1).await, Err(Refusal::Unknown(_))));
+    assert_eq!(world.read(7, 0).await, Ok(entry(7, 0, "a")));
+}
+
+#[tokio::test]
+async fn a_damaged_log_calls_nothing_absent_and_lets_no_writer_in() {
+    let world = World::new().await;
+    for id in 0..3 {
+        world.add(&writer(1), &entry(7, id, "payload")).await.unwrap();
+    }
+    let places = world.store.locate(ledger(7), vec![EntryId::new(1)]).await.unwrap();
+    let place = places.into_iter().next().unwrap().unwrap();
+    world.disk.flip_bit(&place.segment.to_string(), place.offset as usize + 40, 3);
+    let corrupt = world.read(7, 1).await;
+    assert!(matches!(corrupt, Err(Refusal::Corrupt(_))), "{corrupt:?}");
+    let again = world.add(&writer(1), &entry(7, 1, "payload")).await;
+    assert!(matches!(again, Err(Refusal::Corrupt(_))), "{again:?}");
+
+    let world = world.crash().await;
+    assert_eq!(world.replayed.damages.len(), 1);
+    assert!(matches!(world.read(7, 1).await, Err(Refusal::Unknown(_))));
+    assert!(matches!(world.read(7, 9).await, Err(Refusal::Unknown(_))));
+    assert!(matches!(world.read(8, 0).await, Err(Refusal::Unknown(_))));
+    assert_eq!(world.read(7, 2).await, Ok(entry(7, 2, "payload")));
+    let refused = world.add(&writer(1), &entry(7, 3, "d")).await;
+    assert!(matches!(refused, Err(Refusal::ReadOnly(_))), "{refused:?}");
+    assert_eq!(world.add(&recovery(), &entry(7, 1, "payload")).await, Ok(()));
+    assert_eq!(world.read(7, 1).await, Ok(entry(7, 1, "payload")));
+}
