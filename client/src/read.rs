@@ -1,6 +1,7 @@
 //! Reading a ledger.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,6 +20,9 @@ use crate::reads::{self, Answer, Reads};
 /// How many entries, or answers, may wait between a reader's parts. Their bytes are bounded by
 /// what the protocol's reader asks for ahead.
 const QUEUE_ENTRIES_MAX: usize = 2048;
+
+/// The most answers that are taken at once.
+const ANSWERS_MAX: usize = 256;
 
 /// Reads a ledger. It never fences it, and any number of clients may read at once.
 #[derive(Clone)]
@@ -84,61 +88,49 @@ impl LedgerReader {
         tokio::spawn(async move {
             if let Err(error) = reader.drive(entries, &deliver).await {
                 // Whoever dropped the stream does not want to know.
-                let _ = deliver.send(Err(error)).await;
+                let _ = deliver.send(vec![Err(error)]).await;
             }
         });
-        stream::unfold(delivered, |mut delivered| async move {
-            delivered.recv().await.map(|item| (item, delivered))
-        })
+        let batches = stream::unfold(delivered, |mut delivered| async move {
+            delivered.recv().await.map(|batch| (batch, delivered))
+        });
+        batches.flat_map(stream::iter)
     }
 
     /// Drives the protocol's reader until all is delivered, or nobody wants it any more.
     async fn drive(
         &self,
         entries: RangeInclusive<EntryId>,
-        deliver: &mpsc::Sender<Result<Entry, Error>>,
+        deliver: &mpsc::Sender<Vec<Result<Entry, Error>>>,
     ) -> Result<(), Error> {
         self.check_readable(*entries.end()).await?;
         let ledger = self.id();
         let mut reader = Reader::new(self.metadata(), entries);
         let (answer, mut answers) = mpsc::channel(QUEUE_ENTRIES_MAX);
         let mut streams = BTreeMap::new();
+        let (mut happened, mut batch) = (Vec::new(), Vec::new());
         loop {
+            let mut ended = None;
             while let Some(action) = reader.next_action() {
                 match action {
                     Action::Ask { bookie, entry } => {
-                        self.ask(
-                            &mut streams,
-                            &answer,
-                            Reads { bookie, ledger, fence: false },
-                            entry,
-                        );
+                        let reads = Reads { bookie, ledger, fence: false };
+                        self.ask(&mut streams, &answer, reads, entry);
                     }
-                    Action::Deliver(entry) => {
-                        if deliver.send(Ok(entry)).await.is_err() {
-                            return Ok(());
-                        }
-                    }
-                    Action::Done => return Ok(()),
-                    Action::Fail(lost) => return Err(Error::Unreadable { ledger, lost }),
+                    Action::Deliver(entry) => batch.push(Ok(entry)),
+                    Action::Done => ended = Some(Ok(())),
+                    Action::Fail(lost) => ended = Some(Err(Error::Unreadable { ledger, lost })),
                 }
             }
-            // We hold a sender ourselves, so there is always another answer, or a stream that
-            // will give one by its deadline.
-            let Some(Answer { bookie, entry, copy, silent }) = answers.recv().await else {
+            if !batch.is_empty() && deliver.send(mem::take(&mut batch)).await.is_err() {
                 return Ok(());
-            };
-            match copy {
-                Ok(copy) => reader.on_copy(bookie, copy),
-                Err(refusal) => {
-                    tracing::warn!(%ledger, %bookie, %entry, %refusal, "a copy cannot be read");
-                    if silent {
-                        reader.on_silent(bookie, entry, &refusal.to_string());
-                    } else {
-                        reader.on_refused(bookie, entry, refusal);
-                    }
-                }
             }
+            if let Some(ended) = ended {
+                return ended;
+            }
+            // Each question gets an answer by its deadline, so this wait ends.
+            answers.recv_many(&mut happened, ANSWERS_MAX).await;
+            happened.drain(..).for_each(|answer| tell(&mut reader, answer));
         }
     }
 
@@ -211,5 +203,20 @@ impl LedgerReader {
 
     fn known<T>(&self, look: impl FnOnce(&mut Known) -> T) -> T {
         look(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Tells the machine what came of an entry that it asked for.
+fn tell(reader: &mut Reader, answer: Answer) {
+    let Answer { bookie, entry, copy, silent } = answer;
+    let refusal = match copy {
+        Ok(copy) => return reader.on_copy(bookie, copy),
+        Err(refusal) => refusal,
+    };
+    tracing::warn!(%bookie, %entry, %refusal, "a copy cannot be read");
+    if silent {
+        reader.on_silent(bookie, entry, &refusal.to_string());
+    } else {
+        reader.on_refused(bookie, entry, refusal);
     }
 }

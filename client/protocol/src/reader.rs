@@ -141,9 +141,12 @@ impl Reader {
         }
         let largest_bytes = self.largest_bytes.unwrap_or(ENTRY_BYTES_GUESS);
         let ahead = (AHEAD_BYTES_MAX / largest_bytes).clamp(1, AHEAD_ENTRIES_MAX);
-        while self.asked.len() < ahead && self.next_to_ask <= self.last && !self.ended {
-            self.ask(self.next_to_ask, Vec::new());
-            self.next_to_ask = self.next_to_ask.next();
+        // Many at a time, when half of what was asked has come: a question each would be dear.
+        if self.asked.len() <= ahead / 2 {
+            while self.asked.len() < ahead && self.next_to_ask <= self.last && !self.ended {
+                self.ask(self.next_to_ask, Vec::new());
+                self.next_to_ask = self.next_to_ask.next();
+            }
         }
         if self.asked.is_empty() && !self.ended {
             self.ended = true;

@@ -167,12 +167,16 @@ impl Runner {
                     self.round = round;
                     told.place(&format!("round {}: fence", round.0), place);
                 }
-                Action::Read { place, entry, .. } => reads.place(&format!("read {entry} from"), place),
+                Action::Read { place, entry, .. } => {
+                    reads.place(&format!("read {entry} from"), place)
+                }
                 Action::WriteBack { place, entry, .. } => {
                     told.place(&format!("write back {} to", words(&entry)), place);
                 }
                 Action::ReadMetadata => told.line("read the metadata".to_owned()),
-                Action::Cas { version, metadata } => told.line(self.metastore.ask(version, metadata)),
+                Action::Cas { version, metadata } => {
+                    told.line(self.metastore.ask(version, metadata))
+                }
                 Action::Done(version, metadata) => {
                     told.line(format!("done, version {}: {}", version.0, describe(&metadata)));
                 }

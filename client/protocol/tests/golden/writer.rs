@@ -114,7 +114,11 @@ impl Runner {
                     sent = Some(entry.id());
                     let header = entry.header();
                     let confirmed = entry_or_none(header.last_add_confirmed);
-                    format!("send {} (lac {confirmed}, {} bytes) to {place}", entry.id(), header.length)
+                    format!(
+                        "send {} (lac {confirmed}, {} bytes) to {place}",
+                        entry.id(),
+                        header.length
+                    )
                 }
                 Action::Confirm(entry) => format!("confirm up to {entry}"),
                 Action::Fail(error) => format!("fail: {}", short(&error)),

@@ -1,4 +1,4 @@
-//! Ledgers, bookies and entries with short names.
+//! A ledger, its entries, and bookies with short names.
 
 use std::collections::BTreeMap;
 
