@@ -3,11 +3,13 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use inkfast_protocol::writer::WriteError;
 use inkfast_protocol::{EntryId, LedgerId, PAYLOAD_BYTES_MAX};
 use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::time::timeout;
 
 use crate::Error;
 use crate::bookies::Bookies;
@@ -21,6 +23,7 @@ use crate::driver::{Driver, ENTRY_ROOM_MIN, Progress, with};
 /// [`Error::Closed`], and may or may not be in the ledger.
 pub struct LedgerWriter {
     ledger: LedgerId,
+    close_deadline: Duration,
     driver: Arc<Mutex<Driver>>,
     progress: watch::Receiver<Progress>,
     room: Arc<Semaphore>,
@@ -34,7 +37,8 @@ impl LedgerWriter {
         let ledger = created.1.ledger;
         let driver = Driver::start(bookies, catalog, created);
         let (progress, room) = with(&driver, |driver| (driver.progress(), driver.room()));
-        Self { ledger, driver, progress, room, turn: tokio::sync::Mutex::default() }
+        let close_deadline = bookies.deadlines().close;
+        Self { ledger, close_deadline, driver, progress, room, turn: tokio::sync::Mutex::default() }
     }
 
     /// Returns the ledger's id.
@@ -109,7 +113,9 @@ impl LedgerWriter {
     pub async fn close(self) -> Result<Option<EntryId>, Error> {
         with(&self.driver, Driver::close);
         let mut progress = self.progress.clone();
-        let closed = progress.wait_for(|p| p.closed.is_some()).await;
+        let closed = timeout(self.close_deadline, progress.wait_for(|p| p.closed.is_some())).await;
+        let unsettled = || Error::of_writer(self.ledger, WriteError::Unsettled);
+        let closed = closed.map_err(|_| unsettled())?;
         closed.ok().and_then(|p| p.closed.clone()).unwrap_or(Err(Error::Closed(self.ledger)))
     }
 

@@ -33,6 +33,8 @@ pub struct Deadlines {
     pub read: Duration,
     /// A request to the metastore, retries on all its members included. 10 s.
     pub metastore: Duration,
+    /// The close of a ledger by its writer, with all its questions to the metastore. 60 s.
+    pub close: Duration,
     /// A recovery, which may then be called again. 60 s.
     pub recovery: Duration,
 }
@@ -43,6 +45,7 @@ impl Default for Deadlines {
             add: Duration::from_secs(3),
             read: Duration::from_secs(1),
             metastore: Duration::from_secs(10),
+            close: Duration::from_secs(60),
             recovery: Duration::from_secs(60),
         }
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use inkfast_protocol::messages::{Added, FragmentBrief, OpenAdds};
 use inkfast_protocol::writer::{Action, CasOutcome, WriteError, Writer};
-use inkfast_protocol::{EntryId, LedgerId, LedgerMetadata, Tenure};
+use inkfast_protocol::{EntryId, LedgerId, LedgerMetadata, MetadataVersion, Tenure};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::Error;
@@ -57,7 +57,7 @@ pub(crate) struct Progress {
 /// What the writer wants of the metastore.
 enum Question {
     Read,
-    Cas(LedgerMetadata),
+    Cas(MetadataVersion, Box<LedgerMetadata>),
 }
 
 impl Driver {
@@ -141,7 +141,9 @@ impl Driver {
                 Action::Confirm(entry) => self.confirm(entry),
                 Action::Fail(error) => self.fail(error),
                 Action::ReadMetadata => self.ask(Question::Read),
-                Action::Cas { metadata, .. } => self.ask(Question::Cas(metadata)),
+                Action::Cas { version, metadata } => {
+                    self.ask(Question::Cas(version, Box::new(metadata)))
+                }
                 Action::Closed { last } => self.closed(Ok(last)),
                 Action::NotClosed(error) => self.closed(Err(self.error(error))),
             }
@@ -254,20 +256,25 @@ async fn answer(
                     tell(&driver, Writer::on_metadata_unavailable);
                 }
             },
-            Question::Cas(metadata) => {
-                let outcome = cas(&catalog, &mut known, metadata).await;
+            Question::Cas(version, metadata) => {
+                let outcome = cas(&catalog, &mut known, version, *metadata).await;
                 tell(&driver, |writer| writer.on_cas(outcome));
             }
         }
     }
 }
 
-/// Replaces the metadata that is known, and knows what stands there if that is certain.
+/// Replaces the metadata if the version that the machine wants to replace is the one that is
+/// known, and knows what stands there if that is certain.
 pub(crate) async fn cas(
     catalog: &Catalog,
     known: &mut Versioned,
+    version: MetadataVersion,
     metadata: LedgerMetadata,
 ) -> CasOutcome {
+    if known.0 != version {
+        return CasOutcome::Lost;
+    }
     match catalog.replace(known, &metadata).await {
         Ok(Replaced::Won(version)) => {
             *known = (version, metadata);
@@ -278,5 +285,48 @@ pub(crate) async fn cas(
             tracing::warn!(ledger = %metadata.ledger, %error, "a change of the metadata is open");
             CasOutcome::Unknown
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use inkfast_metastore::MemoryMetastore;
+    use inkfast_protocol::{BookieId, Fragment, Replication, State, WriterId, metadata};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_machine_replaces_only_the_version_that_it_knows() {
+        let catalog = Catalog::new(Arc::new(MemoryMetastore::new()));
+        let ledger = catalog.next_ledger_id().await.unwrap();
+        let ensemble = vec![BookieId(Uuid::from_u128(1))];
+        let open = LedgerMetadata {
+            ledger,
+            namespace: "default".to_owned(),
+            owner: "client".to_owned(),
+            writer: WriterId(Uuid::from_u128(2)),
+            replication: Replication::new(1, 1, 1).unwrap(),
+            state: State::Open,
+            fragments: vec![Fragment { first: EntryId::FIRST, length_before: 0, ensemble }],
+            created_at_ms: 0,
+            request: None,
+            custom: std::collections::BTreeMap::new(),
+            modifiable_from: metadata::FORMAT_VERSION,
+        };
+        let created = catalog.create(&open).await.unwrap().unwrap();
+        let ended = |last| LedgerMetadata {
+            state: State::Closed { last: Some(EntryId::new(last)), length: 0 },
+            ..open.clone()
+        };
+        // Another client has closed the ledger, and this one has read that.
+        let mut known = (created, open.clone());
+        let outcome = cas(&catalog, &mut known, created, ended(5)).await;
+        assert!(matches!(outcome, CasOutcome::Won(_)));
+        let mut known = catalog.ledger(ledger).await.unwrap();
+
+        // Its machine still wants to replace what it knew before.
+        assert_eq!(cas(&catalog, &mut known, created, ended(3)).await, CasOutcome::Lost);
+        assert_eq!(catalog.ledger(ledger).await.unwrap().1, ended(5));
     }
 }

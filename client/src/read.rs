@@ -17,12 +17,10 @@ use crate::bookies::Bookies;
 use crate::catalog::Catalog;
 use crate::reads::{self, Answer, Reads};
 
-/// How many entries, or answers, may wait between a reader's parts. Their bytes are bounded by
-/// what the protocol's reader asks for ahead.
-const QUEUE_ENTRIES_MAX: usize = 2048;
-
-/// The most answers that are taken at once.
-const ANSWERS_MAX: usize = 256;
+/// How many questions may wait for one bookie: more than the protocol's reader asks ahead.
+const QUESTIONS_MAX: usize = 4096;
+/// How many answers may wait for the reader. Then the streams wait, and with them the bookies.
+const ANSWERS_MAX: usize = 64;
 
 /// Reads a ledger. It never fences it, and any number of clients may read at once.
 #[derive(Clone)]
@@ -106,7 +104,7 @@ impl LedgerReader {
         self.check_readable(*entries.end()).await?;
         let ledger = self.id();
         let mut reader = Reader::new(self.metadata(), entries);
-        let (answer, mut answers) = mpsc::channel(QUEUE_ENTRIES_MAX);
+        let (answer, mut answers) = mpsc::channel(ANSWERS_MAX);
         let mut streams = BTreeMap::new();
         let (mut happened, mut batch) = (Vec::new(), Vec::new());
         loop {
@@ -147,7 +145,7 @@ impl LedgerReader {
         {
             return;
         }
-        let (queue, queued) = mpsc::channel(QUEUE_ENTRIES_MAX);
+        let (queue, queued) = mpsc::channel(QUESTIONS_MAX);
         // A fresh queue has room.
         let _ = queue.try_send(entry);
         streams.insert(reads.bookie, queue);
@@ -210,7 +208,7 @@ impl LedgerReader {
 fn tell(reader: &mut Reader, answer: Answer) {
     let Answer { bookie, entry, copy, silent } = answer;
     let refusal = match copy {
-        Ok(copy) => return reader.on_copy(bookie, copy),
+        Ok(copy) => return reader.on_copy(copy),
         Err(refusal) => refusal,
     };
     tracing::warn!(%bookie, %entry, %refusal, "a copy cannot be read");

@@ -60,8 +60,8 @@ async fn drive(
                     known = catalog.ledger(ledger).await?;
                     recovery.on_metadata(known.0, known.1.clone());
                 }
-                Action::Cas { metadata, .. } => {
-                    recovery.on_cas(cas(catalog, &mut known, metadata).await);
+                Action::Cas { version, metadata } => {
+                    recovery.on_cas(cas(catalog, &mut known, version, metadata).await);
                 }
                 Action::Done(_, metadata) => return Ok(metadata),
                 Action::Fail(why) => return Err(Error::NotRecovered { ledger, why }),
@@ -91,13 +91,7 @@ fn apply(recovery: &mut Recovery, event: Event) {
             Ok(copy) => recovery.on_copy(round, copy),
             Err(refusal) => recovery.on_read_refused(round, place, entry, refusal),
         },
-        Event::Written(round, place, first, last) => {
-            let mut entry = first;
-            while entry <= last {
-                recovery.on_written(round, place, entry);
-                entry = entry.next();
-            }
-        }
+        Event::Written(round, place, first, last) => recovery.on_written(round, place, first, last),
         Event::NotWritten(round, place, said) => recovery.on_write_refused(round, place, said),
     }
 }

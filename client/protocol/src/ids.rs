@@ -80,11 +80,6 @@ impl EntryId {
             None => Self::FIRST,
         }
     }
-
-    /// Returns how many entries a run that ends with `last` has from `self` on, both included.
-    pub const fn count_to(self, last: Self) -> u64 {
-        (last.0 + 1).saturating_sub(self.0)
-    }
 }
 
 impl fmt::Display for EntryId {

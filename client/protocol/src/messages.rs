@@ -226,8 +226,8 @@ pub enum Refusal {
     /// The bookie is certain that it never stored the entry.
     #[error("never stored the entry")]
     Absent,
-    /// The bookie cannot tell whether it ever stored the entry.
-    #[error("cannot tell whether it has the entry: {0}")]
+    /// Nothing certain: the bookie cannot tell, or it could not be asked.
+    #[error("{0}")]
     Unknown(String),
     /// The bookie's copy, or what was sent to it, is damaged.
     #[error("corrupt: {0}")]

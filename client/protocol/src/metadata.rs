@@ -17,6 +17,8 @@ mod stored;
 pub const CUSTOM_METADATA_BYTES_MAX: usize = 64 << 10;
 /// The most fragments that a ledger may have.
 pub const FRAGMENTS_MAX: usize = 10_000;
+/// The most bytes that the metadata may have when encoded: what the metastore takes.
+pub const METADATA_BYTES_MAX: usize = 1 << 20;
 /// The most bytes that the name of a namespace or an owner may have.
 pub const NAME_BYTES_MAX: usize = 255;
 
@@ -123,7 +125,13 @@ impl LedgerMetadata {
             return Err(MetadataError::TooNew { found: self.modifiable_from });
         }
         self.check().map_err(MetadataError::Invalid)?;
-        Ok(stored::encode(self))
+        let bytes = stored::encode(self);
+        if bytes.len() > METADATA_BYTES_MAX {
+            let why =
+                format!("it has {} bytes, and the limit is {METADATA_BYTES_MAX}", bytes.len());
+            return Err(MetadataError::Invalid(why));
+        }
+        Ok(bytes)
     }
 
     /// Decodes what [`encode`](Self::encode) made, by this version or another.

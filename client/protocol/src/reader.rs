@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use crate::writer::list;
 use crate::{BookieId, Entry, EntryId, LedgerMetadata, Refusal};
 
-/// The bytes that a reader wants to have asked for and not delivered, at most.
+/// The bytes that a reader holds and cannot deliver yet, at most, and wants to have asked for.
 const AHEAD_BYTES_MAX: usize = 8 << 20;
 /// The entries that a reader has asked for and not delivered, at most.
 const AHEAD_ENTRIES_MAX: usize = 2048;
@@ -27,6 +27,8 @@ pub struct Reader {
     silent: BTreeSet<BookieId>,
     /// The bytes of the largest entry that has come.
     largest_bytes: Option<usize>,
+    /// The bytes of all copies that wait to be delivered.
+    held_bytes: usize,
     ended: bool,
     actions: VecDeque<Action>,
 }
@@ -39,6 +41,15 @@ enum Asked {
     Here(Entry),
     /// The whole write set has refused.
     Lost(Vec<(BookieId, Refusal)>),
+}
+
+impl Asked {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Here(copy) => copy.bytes().len(),
+            Self::Waiting { .. } | Self::Lost(_) => 0,
+        }
+    }
 }
 
 /// What the reader wants to be done.
@@ -79,6 +90,7 @@ impl Reader {
             asked: BTreeMap::new(),
             silent: BTreeSet::new(),
             largest_bytes: None,
+            held_bytes: 0,
             ended: false,
             actions: VecDeque::new(),
         };
@@ -86,13 +98,23 @@ impl Reader {
         reader
     }
 
-    /// Takes a verified copy of an entry.
-    pub fn on_copy(&mut self, bookie: BookieId, entry: Entry) {
-        if self.waits_for(bookie, entry.id()) {
-            self.largest_bytes = self.largest_bytes.max(Some(entry.bytes().len()));
+    /// Takes a verified copy of an entry, whichever bookie it is from.
+    pub fn on_copy(&mut self, entry: Entry) {
+        let Some(Asked::Waiting { .. }) = self.asked.get(&entry.id()) else { return };
+        let bytes = entry.bytes().len();
+        self.largest_bytes = self.largest_bytes.max(Some(bytes));
+        let is_lowest = self.asked.first_key_value().is_some_and(|(id, _)| *id == entry.id());
+        if self.held_bytes + bytes > AHEAD_BYTES_MAX && !is_lowest {
+            // The entries have grown. What does not fit is asked again when its turn comes.
+            self.next_to_ask = entry.id();
+            for dropped in self.asked.split_off(&entry.id()).into_values() {
+                self.held_bytes -= dropped.bytes();
+            }
+        } else {
+            self.held_bytes += bytes;
             self.asked.insert(entry.id(), Asked::Here(entry));
-            self.go_on();
         }
+        self.go_on();
     }
 
     /// Takes a refusal of a bookie that was asked for an entry.
@@ -128,7 +150,10 @@ impl Reader {
             let entry = *lowest.key();
             match lowest.get() {
                 Asked::Waiting { .. } => break,
-                Asked::Here(copy) => self.actions.push_back(Action::Deliver(copy.clone())),
+                Asked::Here(copy) => {
+                    self.held_bytes -= copy.bytes().len();
+                    self.actions.push_back(Action::Deliver(copy.clone()));
+                }
                 Asked::Lost(refused) => {
                     let refused = refused.clone();
                     self.actions.push_back(Action::Fail(Lost { entry, refused }));

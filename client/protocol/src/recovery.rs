@@ -44,6 +44,8 @@ enum Phase {
         last: Option<EntryId>,
         length: u64,
     },
+    /// It cannot finish; the metadata will tell whether another recovery has.
+    Failing(RecoveryError),
     Ended,
 }
 
@@ -144,7 +146,7 @@ impl Recovery {
             (CasOutcome::Lost | CasOutcome::Unknown, Phase::Joining | Phase::Closing { .. }) => {
                 self.actions.push_back(Action::ReadMetadata);
             }
-            (_, Phase::Fencing { .. } | Phase::Reading(_) | Phase::Ended) => {}
+            (_, Phase::Fencing { .. } | Phase::Reading(_) | Phase::Failing(_) | Phase::Ended) => {}
         }
     }
 
@@ -157,6 +159,11 @@ impl Recovery {
             // and may as well be repeated: the end that was found is still the end.
             (Phase::Closing { .. }, State::InRecovery) if ours => self.close(),
             (Phase::Joining | Phase::Closing { .. }, _) => self.begin(),
+            (Phase::Failing(_), State::Closed { .. }) => self.done(),
+            (Phase::Failing(error), _) => {
+                self.actions.push_back(Action::Fail(error.clone()));
+                self.phase = Phase::Ended;
+            }
             (Phase::Fencing { .. } | Phase::Reading(_) | Phase::Ended, _) => {}
         }
     }
@@ -216,12 +223,12 @@ impl Recovery {
         }
     }
 
-    /// Notes that a place has an entry on disk that was written back to it.
-    pub fn on_written(&mut self, round: Round, place: usize, entry: EntryId) {
+    /// Notes that a place has on disk what was written back to it of a run of entries.
+    pub fn on_written(&mut self, round: Round, place: usize, first: EntryId, last: EntryId) {
         if let Phase::Reading(reading) = &mut self.phase
             && round == self.round
         {
-            reading.on_written(place, entry);
+            reading.on_written(place, first, last);
             self.read_on();
         }
     }
@@ -311,9 +318,10 @@ impl Recovery {
         self.actions.push_back(Action::Done(self.version, self.metadata.clone()));
     }
 
+    /// Gives up, unless another recovery has closed the ledger meanwhile.
     fn fail(&mut self, error: RecoveryError) {
-        self.phase = Phase::Ended;
-        self.actions.push_back(Action::Fail(error));
+        self.phase = Phase::Failing(error);
+        self.actions.push_back(Action::ReadMetadata);
     }
 }
 

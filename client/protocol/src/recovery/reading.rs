@@ -78,13 +78,12 @@ impl Reading {
         }
     }
 
-    pub(super) fn on_written(&mut self, place: usize, entry: EntryId) {
-        if let Some(written) = self.writing.get_mut(&entry) {
+    pub(super) fn on_written(&mut self, place: usize, first: EntryId, last: EntryId) {
+        let replication = self.replication;
+        for (_, written) in self.writing.range_mut(first..=last.max(first)) {
             written.insert(place);
-            if self.replication.is_written(entry.get(), *written) {
-                self.writing.remove(&entry);
-            }
         }
+        self.writing.retain(|entry, written| !replication.is_written(entry.get(), *written));
     }
 
     pub(super) fn on_write_refused(&mut self, place: usize, refusal: Refusal) {

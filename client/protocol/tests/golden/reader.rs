@@ -62,10 +62,10 @@ impl goldenscript::Runner for Runner {
                 let entries = EntryId::new(*first)..=EntryId::new(*last);
                 self.reader = Some(Reader::new(self.metastore.metadata.clone(), entries));
             }
-            Input::Copy { entry: id, from, to, bytes } => {
+            Input::Copy { entry: id, from: _, to, bytes } => {
                 let payload = vec![b'x'; bytes.unwrap_or(1)];
                 for id in *id..=to.unwrap_or(*id) {
-                    self.reader()?.on_copy(from.0, entry(id, None, 0, &payload));
+                    self.reader()?.on_copy(entry(id, None, 0, &payload));
                 }
             }
             Input::Refused { entry, by, why } => {

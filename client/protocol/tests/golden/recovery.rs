@@ -127,7 +127,8 @@ impl goldenscript::Runner for Runner {
             Input::Written { entry, places, round, .. } => {
                 let round = of(round);
                 for place in places {
-                    self.recovery()?.on_written(round, *place, EntryId::new(*entry));
+                    let entry = EntryId::new(*entry);
+                    self.recovery()?.on_written(round, *place, entry, entry);
                 }
             }
             Input::NotWritten { place, why } => {

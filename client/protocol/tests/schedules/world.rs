@@ -362,7 +362,7 @@ impl World {
                         recovery.on_write_refused(round, place, refusal);
                     }
                     (recovery::Action::WriteBack { round, place, entry }, Answer::Added) => {
-                        recovery.on_written(round, place, entry.id());
+                        recovery.on_written(round, place, entry.id(), entry.id());
                     }
                     (asked, answer) => panic!("{answer:?} is no answer to {asked:?}"),
                 }
