@@ -28,8 +28,6 @@ pub(crate) enum Input {
     Copy {
         entry: u64,
         #[arg(key)]
-        from: Name,
-        #[arg(key)]
         to: Option<u64>,
         #[arg(key)]
         bytes: Option<usize>,
@@ -62,7 +60,7 @@ impl goldenscript::Runner for Runner {
                 let entries = EntryId::new(*first)..=EntryId::new(*last);
                 self.reader = Some(Reader::new(self.metastore.metadata.clone(), entries));
             }
-            Input::Copy { entry: id, from: _, to, bytes } => {
+            Input::Copy { entry: id, to, bytes } => {
                 let payload = vec![b'x'; bytes.unwrap_or(1)];
                 for id in *id..=to.unwrap_or(*id) {
                     self.reader()?.on_copy(entry(id, None, 0, &payload));
