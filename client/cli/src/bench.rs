@@ -1,0 +1,180 @@
+//! `inkfast bench`: loads a cluster and measures.
+//!
+//! Without a rate the loop is closed: as many operations as the window allows are under way, and
+//! each that ends makes room for the next. With a rate the loop is open: an operation is due at
+//! its time whether or not the cluster keeps up, and its latency counts from then.
+
+use std::fmt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use inkfast::{Client, CreateOptions, LedgerWriter, PAYLOAD_BYTES_MAX};
+use serde::Serialize;
+
+use crate::cluster::{BOOKIES_DEFAULT, Cluster};
+use crate::commands::Spread;
+use crate::output::Output;
+use crate::{Failure, config};
+
+mod append;
+mod pace;
+mod read;
+
+/// The longest latency that is told from longer ones.
+const LATENCY_US_MAX: u64 = 60_000_000;
+const LEDGERS_MAX: usize = 10_000;
+const WINDOW_MAX: usize = 1_000_000;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Bench {
+    /// Appends entries; the latency is that of the confirmation
+    Append(Load),
+    /// Reads entries, one at a time, of ledgers that it writes first
+    Read(Load),
+}
+
+/// What to load the cluster with.
+#[derive(clap::Args)]
+pub(crate) struct Load {
+    /// How large each entry is
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    entry_bytes: usize,
+    /// How many operations may be under way, over all ledgers together
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    window: usize,
+    /// How many operations are due each second; without it, as many as the window allows
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// Over how many ledgers, which are deleted at the end
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    ledgers: usize,
+    /// How long to measure
+    #[arg(long, value_name = "N", default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: u32,
+    #[command(flatten)]
+    spread: Spread,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Bench {
+    pub(crate) async fn run(self, file: Option<&Path>) -> Result<(), Failure> {
+        let (Self::Append(load) | Self::Read(load)) = &self;
+        load.check()?;
+        let measured = match config::client(file)? {
+            Some(config) => self.measure(&Client::connect(config).await?).await?,
+            None => {
+                let bookies = load.spread.replication()?.ensemble().max(BOOKIES_DEFAULT);
+                let cluster = Cluster::temporary(bookies).await?;
+                let measured = self.measure(&cluster.client().await?).await;
+                cluster.stop().await;
+                measured?
+            }
+        };
+        Ok(load.output.print(&Report::new(&measured, load.entry_bytes))?)
+    }
+
+    /// Loads the cluster over new ledgers, which are deleted again.
+    async fn measure(&self, client: &Client) -> Result<Measured, Failure> {
+        let (Self::Append(load) | Self::Read(load)) = self;
+        let mut writers = Vec::new();
+        for _ in 0..load.ledgers {
+            let replication = load.spread.replication()?;
+            let options = CreateOptions { replication, ..CreateOptions::default() };
+            writers.push(client.create_ledger(options).await?);
+        }
+        let ledgers: Vec<_> = writers.iter().map(LedgerWriter::id).collect();
+        let measured = match self {
+            Self::Append(load) => append::measure(load, writers).await,
+            Self::Read(load) => read::measure(load, client, writers).await,
+        };
+        for ledger in ledgers {
+            client.delete_ledger(ledger).await?;
+        }
+        measured
+    }
+}
+
+impl Load {
+    fn check(&self) -> Result<(), Failure> {
+        self.spread.replication()?;
+        let limits = [
+            ("entry-bytes", self.entry_bytes, 0, PAYLOAD_BYTES_MAX),
+            ("window", self.window, 1, WINDOW_MAX),
+            ("ledgers", self.ledgers, 1, LEDGERS_MAX),
+        ];
+        for (name, value, min, max) in limits {
+            if !(min..=max).contains(&value) {
+                let words = format!("--{name} {value}: it may be {min} to {max}");
+                return Err(Failure::Usage(words));
+            }
+        }
+        Ok(())
+    }
+
+    fn seconds(&self) -> Duration {
+        Duration::from_secs(self.seconds.into())
+    }
+}
+
+/// What was measured, from the first operation to the end of the last.
+struct Measured {
+    latencies_us: Histogram<u64>,
+    elapsed: Duration,
+}
+
+/// Makes an empty histogram of latencies.
+fn histogram() -> Histogram<u64> {
+    // Three digits are kept of each latency.
+    Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("the bounds are in order")
+}
+
+/// Notes an operation that was due, or begun, at `since` and has just ended.
+fn note(latencies_us: &mut Histogram<u64>, since: Instant) {
+    let latency_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+    latencies_us.saturating_record(latency_us);
+}
+
+/// What is printed.
+#[derive(Serialize)]
+struct Report {
+    entries_per_second: f64,
+    megabytes_per_second: f64,
+    latency_us: Latency,
+}
+
+#[derive(Serialize)]
+struct Latency {
+    p50: u64,
+    p99: u64,
+    p999: u64,
+}
+
+impl Report {
+    fn new(measured: &Measured, entry_bytes: usize) -> Self {
+        let Measured { latencies_us, elapsed } = measured;
+        let entries_per_second = latencies_us.len() as f64 / elapsed.as_secs_f64();
+        Self {
+            entries_per_second,
+            megabytes_per_second: entries_per_second * entry_bytes as f64 / 1e6,
+            latency_us: Latency {
+                p50: latencies_us.value_at_quantile(0.5),
+                p99: latencies_us.value_at_quantile(0.99),
+                p999: latencies_us.value_at_quantile(0.999),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Latency { p50, p99, p999 } = self.latency_us;
+        writeln!(f, "entries/s  {:>12.0}", self.entries_per_second)?;
+        writeln!(f, "MB/s       {:>12.1}", self.megabytes_per_second)?;
+        writeln!(f, "p50        {p50:>12} us")?;
+        writeln!(f, "p99        {p99:>12} us")?;
+        write!(f, "p999       {p999:>12} us")
+    }
+}

@@ -1,0 +1,72 @@
+//! When each operation of a bench begins.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, mpsc};
+
+/// How many operations may be overdue and not begun before the clock waits. They keep the time
+/// they were due at.
+const OVERDUE_MAX: usize = 1 << 16;
+
+/// Gives out the beginnings of operations, to any number of tasks, until the time is over.
+pub(super) struct Pace {
+    until: Instant,
+    /// When operations are due, if there is a rate.
+    due: Option<Mutex<mpsc::Receiver<Instant>>>,
+}
+
+impl Pace {
+    pub(super) fn start(lasts: Duration, rate: Option<u32>) -> Self {
+        let until = Instant::now() + lasts;
+        let due = rate.map(|rate| {
+            let (ring, due) = mpsc::channel(OVERDUE_MAX);
+            // A thread, since the runtime's timers are no finer than a millisecond.
+            tokio::task::spawn_blocking(move || tick(rate, until, &ring));
+            Mutex::new(due)
+        });
+        Self { until, due }
+    }
+
+    /// Waits until the next operation is due, and returns the time from which its latency counts;
+    /// none when the time is over.
+    pub(super) async fn next(&self) -> Option<Instant> {
+        let begin = match &self.due {
+            Some(due) => due.lock().await.recv().await?,
+            None => Instant::now(),
+        };
+        (Instant::now() < self.until).then_some(begin)
+    }
+}
+
+fn tick(rate: u32, until: Instant, ring: &mpsc::Sender<Instant>) {
+    let begun = Instant::now();
+    for count in 0_u64.. {
+        let due = begun + Duration::from_secs_f64(count as f64 / f64::from(rate));
+        let now = Instant::now();
+        if due.max(now) >= until {
+            return;
+        }
+        std::thread::sleep(due.saturating_duration_since(now));
+        if ring.blocking_send(due).is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn operations_are_due_at_the_rate_however_late_they_are_taken() {
+        let pace = Pace::start(Duration::from_millis(100), Some(1000));
+        let first = pace.next().await.unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        for count in 1..40 {
+            let due = pace.next().await.unwrap();
+            let expected = Duration::from_millis(count);
+            assert!((due - first).abs_diff(expected) < Duration::from_micros(10));
+        }
+        while pace.next().await.is_some() {}
+    }
+}

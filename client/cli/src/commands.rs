@@ -1,0 +1,104 @@
+//! What can be asked for on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use inkfast::Replication;
+
+use crate::{Failure, bench, config};
+
+mod certs;
+mod demo;
+mod ledger;
+mod start;
+
+/// Inkfast: a replicated ledger store
+///
+/// A ledger is an append-only sequence of entries with one writer, kept on several bookies. See it
+/// at work with `inkfast demo`.
+#[derive(Parser)]
+#[command(name = "inkfast", version)]
+pub struct Arguments {
+    /// The settings: client.toml for `ledger` and `bench`, which INKFAST_CONFIG may name as well,
+    /// or the daemon's own for `start metastore` and `start bookie`
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Writes a file to a ledger, lets the writer die, recovers the ledger and compares
+    Demo(demo::Demo),
+    /// Starts daemons, which run until SIGTERM or Ctrl-C
+    #[command(subcommand)]
+    Start(start::Start),
+    /// Makes the certificates of a cluster
+    #[command(subcommand)]
+    Certs(certs::Certs),
+    /// Writes, reads, recovers, shows, lists and deletes ledgers
+    #[command(subcommand)]
+    Ledger(ledger::Ledger),
+    /// Measures appends or reads, on a cluster of its own where none is configured
+    #[command(subcommand)]
+    Bench(bench::Bench),
+}
+
+impl Arguments {
+    /// Says whether the command runs until it is told to stop.
+    pub const fn is_daemon(&self) -> bool {
+        matches!(self.command, Command::Start(_))
+    }
+
+    /// Does what was asked for.
+    pub async fn run(self) -> Result<(), Failure> {
+        let config = self.config.as_deref();
+        match self.command {
+            Command::Demo(demo) => {
+                refuse(config.is_some(), "demo")?;
+                Box::pin(demo.run()).await
+            }
+            Command::Start(start) => Box::pin(start.run(config)).await,
+            Command::Certs(certs) => {
+                refuse(config.is_some(), "certs")?;
+                certs.run()
+            }
+            Command::Ledger(ledger) => {
+                ledger.check()?;
+                let client = config::connect(config).await?;
+                Box::pin(ledger.run(&client)).await
+            }
+            Command::Bench(bench) => Box::pin(bench.run(config)).await,
+        }
+    }
+}
+
+/// Refuses settings where they would have no effect.
+fn refuse(config: bool, command: &str) -> Result<(), Failure> {
+    if config {
+        return Err(Failure::Usage(format!("`{command}` has no settings: leave --config out")));
+    }
+    Ok(())
+}
+
+/// How the entries of a new ledger are spread.
+#[derive(clap::Args)]
+pub(crate) struct Spread {
+    /// Over how many bookies the ledger is spread
+    #[arg(long, value_name = "E", default_value_t = Replication::DEFAULT.ensemble())]
+    ensemble: usize,
+    /// How many of them each entry is sent to
+    #[arg(long, value_name = "QW", default_value_t = Replication::DEFAULT.write_quorum())]
+    write_quorum: usize,
+    /// How many of these must have an entry on disk before it is confirmed
+    #[arg(long, value_name = "QA", default_value_t = Replication::DEFAULT.ack_quorum())]
+    ack_quorum: usize,
+}
+
+impl Spread {
+    /// Checks how the numbers relate.
+    pub(crate) fn replication(&self) -> Result<Replication, Failure> {
+        Replication::new(self.ensemble, self.write_quorum, self.ack_quorum).map_err(Failure::Usage)
+    }
+}

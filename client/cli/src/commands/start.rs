@@ -1,0 +1,258 @@
+//! `inkfast start`: the daemons.
+
+use std::path::{Path, PathBuf};
+
+use inkfast_bookie::Bookie;
+use inkfast_metastore_server::MetastoreServer;
+use inkfast_wire::{Net, Role};
+use serde::Deserialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::refuse;
+use crate::Failure;
+use crate::cluster::{BOOKIES_DEFAULT, Cluster};
+use crate::config::{beside, load_identity, read};
+use crate::output::say;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Start {
+    /// One metastore and bookies in one process on loopback, to try things out
+    Cluster(ClusterArguments),
+    /// The metastore
+    Metastore(MetastoreSettings),
+    /// A bookie
+    Bookie(BookieSettings),
+}
+
+impl Start {
+    pub(crate) async fn run(self, file: Option<&Path>) -> Result<(), Failure> {
+        match self {
+            Self::Cluster(arguments) => {
+                refuse(file.is_some(), "start cluster")?;
+                cluster(arguments).await
+            }
+            Self::Metastore(flags) => metastore(flags.over(file)?).await,
+            Self::Bookie(flags) => bookie(flags.over(file)?).await,
+        }
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ClusterArguments {
+    /// Keeps the cluster here, to be started again; without it, it vanishes when it stops
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// How many bookies; a cluster that is started again may get more [default: 3, or as many as
+    /// there are]
+    #[arg(long, value_name = "N")]
+    bookies: Option<usize>,
+}
+
+async fn cluster(ClusterArguments { dir, bookies }: ClusterArguments) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
+    let start = async {
+        match &dir {
+            Some(dir) => Cluster::start(dir, bookies).await,
+            None => Cluster::temporary(bookies.unwrap_or(BOOKIES_DEFAULT)).await,
+        }
+    };
+    let mut cluster = tokio::select! {
+        started = start => started?,
+        () = signals.next() => return Ok(()),
+    };
+    // As it was called, so that the example can be pasted.
+    let inkfast = std::env::args().next().unwrap_or_else(|| "inkfast".to_owned());
+    say(format_args!(
+        "A cluster of one metastore and {} bookies runs in {}.\nUse it from another terminal:\n\n  \
+         export INKFAST_CONFIG={}\n  seq 100000 | {inkfast} ledger write\n  \
+         {inkfast} ledger list\n  {inkfast} ledger read 0 | tail\n",
+        cluster.bookies().len(),
+        cluster.dir().display(),
+        cluster.client_file().display(),
+    ))?;
+    let bookies: Vec<_> = cluster.bookies().iter().map(|b| b.address().to_string()).collect();
+    let metastore = cluster.metastore_address();
+    say(format_args!("ready metastore {metastore} bookies {}", bookies.join(" ")))?;
+    tokio::select! {
+        error = cluster.failed() => return Err(error.into()),
+        () = signals.next() => {}
+    }
+    cluster.stop().await;
+    Ok(())
+}
+
+/// The metastore's settings, from flags or a file.
+#[derive(clap::Args, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct MetastoreSettings {
+    /// Where it keeps its state; made if it is missing
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Where it listens, host:port
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// Where its certificates are
+    #[arg(long, value_name = "DIR")]
+    certs: Option<PathBuf>,
+    /// The name of its identity among them, if they have names
+    #[arg(long, value_name = "NAME")]
+    identity: Option<String>,
+}
+
+impl MetastoreSettings {
+    fn over(self, path: Option<&Path>) -> Result<Self, Failure> {
+        let Some(path) = path else { return Ok(self) };
+        let file: Self = read(path)?;
+        Ok(Self {
+            dir: self.dir.or_else(|| file.dir.map(|dir| beside(path, dir))),
+            listen: self.listen.or(file.listen),
+            certs: self.certs.or_else(|| file.certs.map(|certs| beside(path, certs))),
+            identity: self.identity.or(file.identity),
+        })
+    }
+}
+
+async fn metastore(settings: MetastoreSettings) -> Result<(), Failure> {
+    let certs = needed(settings.certs, "certs")?;
+    let config = inkfast_metastore_server::Config {
+        dir: needed(settings.dir, "dir")?,
+        listen: needed(settings.listen, "listen")?,
+        identity: load_identity(&certs, Role::Metastore, settings.identity.as_deref())?,
+        net: Net::Os,
+    };
+    let mut signals = Signals::new()?;
+    let metastore = tokio::select! {
+        started = MetastoreServer::start(config) => started?,
+        () = signals.next() => return Ok(()),
+    };
+    say(format_args!("ready metastore {}", metastore.address()))?;
+    tokio::select! {
+        error = metastore.failed() => return Err(error.into()),
+        () = signals.next() => {}
+    }
+    metastore.stop().await;
+    Ok(())
+}
+
+/// A bookie's settings, from flags or a file.
+#[derive(clap::Args, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct BookieSettings {
+    /// Where it keeps its entries; made if it is missing
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Where it listens, host:port
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// Where others reach it, if that is not where it listens
+    #[arg(long, num_args = 1.., value_name = "ADDR")]
+    advertise: Vec<String>,
+    /// The metastore's addresses, with commas between
+    #[arg(long, value_delimiter = ',', value_name = "ADDR")]
+    metastore: Vec<String>,
+    /// Where its certificates are
+    #[arg(long, value_name = "DIR")]
+    certs: Option<PathBuf>,
+    /// The name of its identity among them, if they have names
+    #[arg(long, value_name = "NAME")]
+    identity: Option<String>,
+    /// The rack that it is in
+    #[arg(long, value_name = "NAME")]
+    rack: Option<String>,
+}
+
+impl BookieSettings {
+    fn over(self, path: Option<&Path>) -> Result<Self, Failure> {
+        let Some(path) = path else { return Ok(self) };
+        let file: Self = read(path)?;
+        let or = |flag: Vec<String>, file| if flag.is_empty() { file } else { flag };
+        Ok(Self {
+            dir: self.dir.or_else(|| file.dir.map(|dir| beside(path, dir))),
+            listen: self.listen.or(file.listen),
+            advertise: or(self.advertise, file.advertise),
+            metastore: or(self.metastore, file.metastore),
+            certs: self.certs.or_else(|| file.certs.map(|certs| beside(path, certs))),
+            identity: self.identity.or(file.identity),
+            rack: self.rack.or(file.rack),
+        })
+    }
+}
+
+async fn bookie(settings: BookieSettings) -> Result<(), Failure> {
+    let certs = needed(settings.certs, "certs")?;
+    let metastore = (!settings.metastore.is_empty()).then_some(settings.metastore);
+    let config = inkfast_bookie::Config {
+        dir: needed(settings.dir, "dir")?,
+        listen: needed(settings.listen, "listen")?,
+        advertise: settings.advertise,
+        metastore: needed(metastore, "metastore")?,
+        identity: load_identity(&certs, Role::Bookie, settings.identity.as_deref())?,
+        rack: settings.rack,
+        net: Net::Os,
+    };
+    let mut signals = Signals::new()?;
+    let mut bookie = tokio::select! {
+        started = Bookie::start(config) => started?,
+        () = signals.next() => return Ok(()),
+    };
+    say(format_args!("ready bookie {} {}", bookie.address(), bookie.id()))?;
+    tokio::select! {
+        error = bookie.failed() => return Err(error.into()),
+        () = signals.next() => {}
+    }
+    bookie.stop().await;
+    Ok(())
+}
+
+fn needed<T>(setting: Option<T>, name: &str) -> Result<T, Failure> {
+    setting.ok_or_else(|| {
+        Failure::Usage(format!("--{name} is missing: give it, or `{name}` in a file with --config"))
+    })
+}
+
+/// What tells a daemon to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Failure::Failed(format!("cannot take signals: {error}")))
+        };
+        let (terminate, interrupt) =
+            (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_go_over_the_file() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("bookie.toml");
+        let text = "dir = 'data'\nlisten = 'a:1'\nmetastore = ['m:1', 'm:2']\nrack = 'r1'";
+        std::fs::write(&path, text).unwrap();
+        let flags = BookieSettings {
+            listen: Some("b:2".to_owned()),
+            metastore: vec!["m:3".to_owned()],
+            ..BookieSettings::default()
+        };
+        let settings = flags.over(Some(&path)).unwrap();
+        assert_eq!(settings.dir, Some(dir.path().join("data")));
+        assert_eq!(settings.listen.as_deref(), Some("b:2"));
+        assert_eq!(settings.metastore, ["m:3"]);
+        assert_eq!(settings.rack.as_deref(), Some("r1"));
+    }
+}

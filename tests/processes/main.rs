@@ -1,0 +1,20 @@
+//! The command as its users meet it: every test here starts the built `inkfast`, kills and
+//! restarts its processes, and looks only at what they print, how they end and which bytes come
+//! back.
+//!
+//! `process` starts and ends processes, `cluster` puts a cluster of them together; a test's name
+//! says what it claims. Ports are chosen by the system, everything stays on loopback and in a
+//! temporary directory, and a wait ends with the event it waits for or fails at a deadline. When
+//! a test fails, the logs of its daemons are shown with it.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod bad_input;
+mod bench;
+mod cluster;
+mod daemons;
+mod kills;
+mod process;
+mod restarts;
+mod strangers;
+mod writing;
