@@ -68,8 +68,7 @@ fn every_crate_has_its_layer_and_the_workspace_lints() {
     let members: Vec<_> = members.iter().map(|member| member.as_str().unwrap()).collect();
     for (_, folder, _) in LAYERS {
         assert!(members.contains(folder), "{folder} is no member of the workspace");
-        let manifest: toml::Table =
-            read(&root().join(folder).join("Cargo.toml")).parse().unwrap();
+        let manifest: toml::Table = read(&root().join(folder).join("Cargo.toml")).parse().unwrap();
         assert_eq!(manifest["lints"]["workspace"].as_bool(), Some(true), "{folder}");
     }
     assert_eq!(members.len(), LAYERS.len(), "a crate has no layer in this test");
@@ -78,8 +77,7 @@ fn every_crate_has_its_layer_and_the_workspace_lints() {
 #[test]
 fn every_dependency_is_listed_once_in_the_workspace() {
     for (_, folder, _) in LAYERS {
-        let manifest: toml::Table =
-            read(&root().join(folder).join("Cargo.toml")).parse().unwrap();
+        let manifest: toml::Table = read(&root().join(folder).join("Cargo.toml")).parse().unwrap();
         for kind in ["dependencies", "dev-dependencies"] {
             let Some(table) = manifest.get(kind) else { continue };
             for (dependency, from) in table.as_table().unwrap() {
@@ -128,8 +126,16 @@ fn only_the_client_passes_on_what_is_not_its_own() {
 #[test]
 fn the_top_level_is_as_agreed() {
     let agreed = [
-        "Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "bookie", "client", "metastore",
-        "scripts", "target", "tests",
+        "Cargo.lock",
+        "Cargo.toml",
+        "LICENSE",
+        "README.md",
+        "bookie",
+        "client",
+        "metastore",
+        "scripts",
+        "target",
+        "tests",
     ];
     for entry in fs::read_dir(root()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();

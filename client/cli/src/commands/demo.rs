@@ -51,13 +51,13 @@ impl Demo {
         let end =
             last.map_or_else(|| "without entries".to_owned(), |last| format!("at entry {last}"));
         told(begun, format_args!("recovered ledger {ledger} from another client: closed {end}"))?;
-        if last < confirmed {
-            let lost = "entries that were confirmed are not in the ledger";
-            return Err(Failure::Failed(lost.to_owned()));
-        }
-
         let begun = Instant::now();
         let entries = compare(&reader, last, &file).await?;
+        if last < confirmed || entries != EntryId::after(last).get() {
+            let confirmed = EntryId::after(confirmed);
+            let words = format!("{confirmed} entries were confirmed, and {entries} came back");
+            return Err(Failure::Failed(words));
+        }
         told(begun, format_args!("read {entries} entries back: byte for byte what was written"))?;
         Ok(say("Everything that was confirmed is there, though its writer died.")?)
     }
@@ -85,31 +85,35 @@ async fn write_and_die(
     let (ledger, confirmed) = (writer.id(), writer.last_add_confirmed());
     drop(writer);
     told(begun, format_args!("wrote {}: {entries} entries, {bytes} bytes", file.display()))?;
-    let confirmed_entries = EntryId::after(confirmed);
-    say(format_args!("{:>11}the writer is gone; {confirmed_entries} entries were confirmed", ""))?;
+    let count = EntryId::after(confirmed).get();
+    let open = entries - count;
+    say(format_args!(
+        "{:>12}the writer is dropped: {count} entries are confirmed, {open} are open",
+        ""
+    ))?;
     Ok((ledger, confirmed))
 }
 
-/// Reads a ledger up to its end and compares it with a file. Returns the number of entries, and
-/// whether they are the whole file.
+/// Reads a ledger up to its end and compares it with the beginning of a file. Returns the number
+/// of entries.
 async fn compare(
     reader: &LedgerReader,
     last: Option<EntryId>,
     file: &Path,
-) -> Result<(u64, bool), Failure> {
-    let mut expected = open(file).await?;
-    let mut next = async || expected.next().await.map_err(|error| unreadable(file, &error));
-    let Some(last) = last else { return Ok((0, next().await?.is_none())) };
+) -> Result<u64, Failure> {
+    let Some(last) = last else { return Ok(0) };
+    let mut written = open(file).await?;
     let mut entries = Box::pin(reader.read(EntryId::FIRST..=last));
     let mut count = 0;
     while let Some(entry) = entries.try_next().await? {
-        if next().await? != Some(entry.payload()) {
-            let words = format!("entry {} is not what was written: it differs", entry.id());
+        let expected = written.next().await.map_err(|error| unreadable(file, &error))?;
+        if expected != Some(entry.payload()) {
+            let words = format!("entry {} of the ledger is not what was written", entry.id());
             return Err(Failure::Failed(words));
         }
         count += 1;
     }
-    Ok((count, next().await?.is_none()))
+    Ok(count)
 }
 
 /// Opens a file to be cut into lines; longer ones than an entry may be are cut, too.

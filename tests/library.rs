@@ -1,0 +1,205 @@
+//! The client library against a cluster in this process: real sockets, real files.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use futures::{StreamExt, TryStreamExt};
+use inkfast::catalog::Catalog;
+use inkfast::{
+    Client, CreateOptions, EntryId, Error, LedgerReader, PAYLOAD_BYTES_MAX, Replication, State,
+};
+use inkfast_cli::cluster::Cluster;
+use inkfast_metastore::{DEFAULT_TIMEOUT, Metastore, RemoteMetastore, Scan};
+use inkfast_wire::{Endpoint, Identity, Net, Role};
+use uuid::Uuid;
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn cluster() -> (Cluster, Client) {
+    let cluster = Cluster::temporary(3).await.unwrap();
+    let client = cluster.client().await.unwrap();
+    (cluster, client)
+}
+
+async fn payloads(reader: &LedgerReader) -> Vec<Bytes> {
+    let Some(last) = reader.last_add_confirmed().await.unwrap() else { return Vec::new() };
+    let entries = reader.read(EntryId::FIRST..=last);
+    entries.map_ok(|entry| entry.payload()).try_collect().await.unwrap()
+}
+
+#[tokio::test]
+async fn entries_are_numbered_in_the_order_of_the_calls() {
+    let (cluster, client) = cluster().await;
+    let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
+    // More bytes than there is room for, so that most calls wait.
+    let calls = (0..60_u8).map(|n| writer.append(vec![n; 200_000]));
+    let appends = join_all(calls).await;
+    for (n, append) in appends.into_iter().enumerate() {
+        assert_eq!(append.unwrap().entry(), EntryId::new(n as u64));
+    }
+    assert_eq!(writer.flush().await.unwrap(), Some(EntryId::new(59)));
+    let ledger = writer.id();
+    assert_eq!(writer.close().await.unwrap(), Some(EntryId::new(59)));
+    let read = payloads(&client.open_ledger(ledger).await.unwrap()).await;
+    assert!((0..60_u8).zip(&read).all(|(n, payload)| payload[..] == vec![n; 200_000]));
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn an_entry_over_the_limit_is_refused_and_the_writer_goes_on() {
+    let (cluster, client) = cluster().await;
+    let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
+    let refused = writer.append(vec![0; PAYLOAD_BYTES_MAX + 1]).await;
+    assert!(matches!(refused, Err(Error::EntryTooLarge(bytes)) if bytes == PAYLOAD_BYTES_MAX + 1));
+    let append = writer.append(vec![0; PAYLOAD_BYTES_MAX]).await.unwrap();
+    assert_eq!(append.await.unwrap(), EntryId::FIRST);
+    writer.append("").await.unwrap().await.unwrap();
+    let ledger = writer.id();
+    writer.close().await.unwrap();
+    let read = payloads(&client.open_ledger(ledger).await.unwrap()).await;
+    assert_eq!(read.iter().map(Bytes::len).collect::<Vec<_>>(), [PAYLOAD_BYTES_MAX, 0]);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_writer_that_was_taken_over_is_fenced_and_changes_nothing() {
+    let (cluster, client) = cluster().await;
+    let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
+    writer.append("a").await.unwrap().await.unwrap();
+    let other = cluster.client().await.unwrap();
+    let recovered = other.recover_ledger(writer.id()).await.unwrap();
+    let end = State::Closed { last: Some(EntryId::FIRST), length: 1 };
+    assert_eq!(recovered.metadata().state, end);
+
+    let late = writer.append("b").await.unwrap().await;
+    assert!(matches!(late, Err(Error::Fenced(_))), "{late:?}");
+    assert!(matches!(writer.failed().await, Error::Fenced(_)));
+    assert!(matches!(writer.append("c").await, Err(Error::Fenced(_))));
+    let ledger = writer.id();
+    // Its end is the one that was found, so its close is as good as done.
+    assert_eq!(writer.close().await.unwrap(), Some(EntryId::FIRST));
+    assert_eq!(client.ledger_metadata(ledger).await.unwrap(), recovered.metadata());
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_reader_of_an_open_ledger_does_not_disturb_its_writer() {
+    let (cluster, client) = cluster().await;
+    let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
+    let reader = client.open_ledger(writer.id()).await.unwrap();
+    assert_eq!(reader.last_add_confirmed().await.unwrap(), None);
+    for payload in ["a", "b", "c"] {
+        writer.append(payload).await.unwrap().await.unwrap();
+    }
+    // The last entry tells that the one before it is confirmed.
+    assert_eq!(reader.last_add_confirmed().await.unwrap(), Some(EntryId::new(1)));
+    assert_eq!(payloads(&reader).await, ["a", "b"]);
+    let beyond = Box::pin(reader.read(EntryId::FIRST..=EntryId::new(2))).next().await.unwrap();
+    assert!(matches!(beyond, Err(Error::NotConfirmed { .. })), "{beyond:?}");
+
+    writer.append("d").await.unwrap().await.unwrap();
+    writer.close().await.unwrap();
+    assert_eq!(payloads(&reader).await, ["a", "b", "c", "d"]);
+    let beyond = Box::pin(reader.read(EntryId::new(3)..=EntryId::new(4))).next().await.unwrap();
+    assert!(matches!(beyond, Err(Error::BeyondEnd { .. })), "{beyond:?}");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_ledger_without_entries_is_closed_and_recovered() {
+    let (cluster, client) = cluster().await;
+    let end = State::Closed { last: None, length: 0 };
+    let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
+    let (closed, left) = (writer.id(), client.create_ledger(CreateOptions::default()).await);
+    assert_eq!(writer.flush().await.unwrap(), None);
+    assert_eq!(writer.close().await.unwrap(), None);
+    assert_eq!(client.ledger_metadata(closed).await.unwrap().state, end);
+    let left = left.unwrap().id();
+    assert_eq!(client.recover_ledger(left).await.unwrap().metadata().state, end);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_creates_one_ledger() {
+    let (cluster, client) = cluster().await;
+    let request = Some(Uuid::from_u128(7));
+    let options = CreateOptions { request, ..CreateOptions::default() };
+    let writer = client.create_ledger(options.clone()).await.unwrap();
+    let other = cluster.client().await.unwrap();
+    for client in [&client, &other] {
+        let again = client.create_ledger(options.clone()).await.err();
+        assert!(
+            matches!(again, Some(Error::AlreadyCreated { ledger, .. }) if ledger == writer.id()),
+            "{again:?}"
+        );
+    }
+    let ledgers: Vec<_> = client.list_ledgers(None).try_collect().await.unwrap();
+    assert_eq!(ledgers.len(), 1);
+    // Its request may create another once it is gone.
+    client.delete_ledger(writer.id()).await.unwrap();
+    assert_ne!(client.create_ledger(options).await.unwrap().id(), writer.id());
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn ledgers_are_listed_by_namespace_and_gone_when_deleted() {
+    let (cluster, client) = cluster().await;
+    let mut ids = Vec::new();
+    for n in 0..6 {
+        let namespace = ["even", "odd"][n % 2].to_owned();
+        let options = CreateOptions { namespace, ..CreateOptions::default() };
+        ids.push(client.create_ledger(options).await.unwrap().id());
+    }
+    client.delete_ledger(ids[1]).await.unwrap();
+    let list = async |namespace| {
+        let ledgers = client.list_ledgers(namespace).map_ok(|metadata| metadata.ledger);
+        ledgers.try_collect::<Vec<_>>().await.unwrap()
+    };
+    assert_eq!(list(Some("odd")).await, [ids[3], ids[5]]);
+    assert_eq!(list(Some("even")).await, [ids[0], ids[2], ids[4]]);
+    assert_eq!(list(None).await, [ids[0], ids[2], ids[3], ids[4], ids[5]]);
+    for gone in [
+        client.ledger_metadata(ids[1]).await.err(),
+        client.delete_ledger(ids[1]).await.err(),
+        client.recover_ledger(ids[1]).await.err(),
+    ] {
+        assert!(matches!(gone, Some(Error::LedgerNotFound(id)) if id == ids[1]), "{gone:?}");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn more_bookies_than_there_are_make_no_ledger() {
+    let (cluster, client) = cluster().await;
+    let replication = Replication::new(4, 3, 2).unwrap();
+    let options = CreateOptions { replication, ..CreateOptions::default() };
+    let refused = client.create_ledger(options).await.err();
+    assert!(matches!(refused, Some(Error::NotEnoughBookies(_))), "{refused:?}");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_bookie_that_lost_its_lease_registers_again() {
+    let (cluster, _client) = cluster().await;
+    let identity = Identity::load(cluster.dir(), Role::Admin, None).unwrap();
+    let endpoint = Endpoint::client(&Net::Os, &identity, Uuid::new_v4(), None).unwrap();
+    let address = vec![cluster.metastore_address().to_string()];
+    let store = std::sync::Arc::new(RemoteMetastore::new(&endpoint, address, DEFAULT_TIMEOUT));
+    let registered = store.scan(Scan::new("registrations/")).await.unwrap().entries;
+    let lost = registered[0].lease.unwrap();
+    store.end_lease(lost).await.unwrap();
+
+    let bookie = registered[0].key.strip_prefix("registrations/").unwrap();
+    let bookie = inkfast::BookieId(bookie.parse().unwrap());
+    let catalog = Catalog::new(store);
+    let again = async {
+        while catalog.registration(bookie).await.unwrap().is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, again).await.unwrap();
+    cluster.stop().await;
+}
