@@ -59,7 +59,7 @@ mod tests {
 
     #[tokio::test]
     async fn operations_are_due_at_the_rate_however_late_they_are_taken() {
-        let pace = Pace::start(Duration::from_millis(100), Some(1000));
+        let pace = Pace::start(Duration::from_secs(60), Some(1000));
         let first = pace.next().await.unwrap();
         std::thread::sleep(Duration::from_millis(50));
         for count in 1..40 {
@@ -67,6 +67,11 @@ mod tests {
             let expected = Duration::from_millis(count);
             assert!((due - first).abs_diff(expected) < Duration::from_micros(10));
         }
-        while pace.next().await.is_some() {}
+    }
+
+    #[tokio::test]
+    async fn nothing_begins_when_the_time_is_over() {
+        assert_eq!(Pace::start(Duration::ZERO, None).next().await, None);
+        assert_eq!(Pace::start(Duration::ZERO, Some(1000)).next().await, None);
     }
 }
