@@ -45,15 +45,16 @@ pub struct Config {
     pub net: Net,
 }
 
-/// A running bookie.
+/// A running bookie. Dropping it breaks it off, as a kill would; what it has acknowledged is on
+/// disk.
 pub struct Bookie {
     id: BookieId,
     address: SocketAddr,
     endpoint: Endpoint,
     metastore: Endpoint,
-    store: JoinHandle<()>,
-    service: JoinHandle<()>,
-    registrar: JoinHandle<()>,
+    store: Part,
+    service: Part,
+    registrar: Part,
     stop_registrar: oneshot::Sender<()>,
 }
 
@@ -63,6 +64,7 @@ impl Bookie {
     /// Fails if the directory is of something else, of another cluster or bookie, or in use; if
     /// it cannot listen; or if no metastore answers within 10 s.
     pub async fn start(config: Config) -> Result<Self, Error> {
+        check_reachable(&config)?;
         let disk: Arc<dyn Disk> = Arc::new(OsDisk::open(&config.dir).map_err(|error| {
             Error::Directory { dir: config.dir.clone(), why: error.to_string() }
         })?);
@@ -91,7 +93,10 @@ impl Bookie {
         let registrar = Registrar {
             store: metastore_store,
             bookie: identity.id,
-            addresses: addresses(&config, address)?,
+            addresses: match config.advertise.is_empty() {
+                true => vec![address.to_string()],
+                false => config.advertise.clone(),
+            },
             rack: config.rack.clone(),
             dir: config.dir.clone(),
         };
@@ -103,9 +108,9 @@ impl Bookie {
             address,
             endpoint,
             metastore,
-            store: store_task,
-            service,
-            registrar,
+            store: Part { name: "store", task: store_task },
+            service: Part { name: "service", task: service },
+            registrar: Part { name: "registration", task: registrar },
             stop_registrar,
         };
         if tokio::time::timeout(DEFAULT_TIMEOUT, is_registered).await.is_err() {
@@ -128,31 +133,44 @@ impl Bookie {
     /// Waits until the bookie cannot go on, which only a bug makes it do. A disk that fails does
     /// not: what is on it is still served.
     pub async fn failed(&mut self) -> Error {
-        let part = tokio::select! {
-            _ = &mut self.store => "store",
-            _ = &mut self.service => "service",
-            _ = &mut self.registrar => "registration",
+        let ended = tokio::select! {
+            _ = &mut self.store.task => &self.store,
+            _ = &mut self.service.task => &self.service,
+            _ = &mut self.registrar.task => &self.registrar,
         };
-        Error::Ended(part)
+        Error::Ended(ended.name)
     }
 
     /// Stops: takes its registration back, tells its clients, and writes what was let in.
     pub async fn stop(self) {
         // A part that has ended already is stopped.
         let _ = self.stop_registrar.send(());
-        finish("registration", self.registrar).await;
+        self.registrar.finish().await;
         self.endpoint.close("the bookie stops").await;
-        finish("service", self.service).await;
-        finish("store", self.store).await;
+        self.service.finish().await;
+        self.store.finish().await;
         self.metastore.close("the bookie stops").await;
     }
 }
 
-async fn finish(part: &str, task: JoinHandle<()>) {
-    let abort = task.abort_handle();
-    if tokio::time::timeout(STOP_DEADLINE, task).await.is_err() {
-        tracing::warn!(part, "did not stop in time");
-        abort.abort();
+/// One of the bookie's tasks. It is broken off when it is dropped.
+struct Part {
+    name: &'static str,
+    task: JoinHandle<()>,
+}
+
+impl Part {
+    /// Waits until the task has ended, for as long as a stopping bookie may.
+    async fn finish(mut self) {
+        if tokio::time::timeout(STOP_DEADLINE, &mut self.task).await.is_err() {
+            tracing::warn!(part = self.name, "did not stop in time");
+        }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -206,13 +224,12 @@ async fn identify(
     Ok(identity)
 }
 
-/// Returns the addresses to register.
-fn addresses(config: &Config, listening: SocketAddr) -> Result<Vec<String>, Error> {
-    if !config.advertise.is_empty() {
-        return Ok(config.advertise.clone());
+/// Makes sure that clients can be told where the bookie is.
+fn check_reachable(config: &Config) -> Result<(), Error> {
+    match config.listen.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_unspecified() && config.advertise.is_empty() => {
+            Err(Error::NoAddress(address))
+        }
+        _ => Ok(()),
     }
-    if listening.ip().is_unspecified() {
-        return Err(Error::NoAddress(listening));
-    }
-    Ok(vec![listening.to_string()])
 }

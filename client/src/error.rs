@@ -34,7 +34,7 @@ pub enum Error {
     #[error("the entry has {0} bytes, and the limit is {PAYLOAD_BYTES_MAX}; split it")]
     EntryTooLarge(usize),
     /// The range goes beyond the end of a closed ledger.
-    #[error("entry {entry} is beyond the end of ledger {ledger}, {}", end(*.last))]
+    #[error("entry {entry} is beyond the end of ledger {ledger}, which {}", end(*.last))]
     BeyondEnd {
         /// The ledger.
         ledger: LedgerId,
@@ -44,7 +44,7 @@ pub enum Error {
         last: Option<EntryId>,
     },
     /// The range goes beyond what is confirmed in a ledger that is still written. Try again later.
-    #[error("entry {entry} of ledger {ledger} is not confirmed yet: {}", end(*.last))]
+    #[error("entry {entry} is not confirmed yet in ledger {ledger}, which so far {}", end(*.last))]
     NotConfirmed {
         /// The ledger.
         ledger: LedgerId,
@@ -110,7 +110,7 @@ impl Error {
 
 fn end(last: Option<EntryId>) -> String {
     match last {
-        Some(last) => format!("whose last entry is {last}"),
-        None => "which has no entries".to_owned(),
+        Some(last) => format!("ends with entry {last}"),
+        None => "has no entries".to_owned(),
     }
 }
