@@ -86,6 +86,20 @@ async fn a_writer_that_was_taken_over_is_fenced_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_flush_after_a_failure_says_so() {
+    let (cluster, client) = cluster().await;
+    let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
+    writer.append("a").await.unwrap().await.unwrap();
+    cluster.client().await.unwrap().recover_ledger(writer.id()).await.unwrap();
+    // Nobody looks at what becomes of these.
+    drop(writer.append("b").await.unwrap());
+    writer.failed().await;
+    let flushed = writer.flush().await;
+    assert!(matches!(flushed, Err(Error::Fenced(_))), "{flushed:?}");
+    cluster.stop().await;
+}
+
+#[tokio::test]
 async fn a_reader_of_an_open_ledger_does_not_disturb_its_writer() {
     let (cluster, client) = cluster().await;
     let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
@@ -141,6 +155,23 @@ async fn a_request_creates_one_ledger() {
     // Its request may create another once it is gone.
     client.delete_ledger(writer.id()).await.unwrap();
     assert_ne!(client.create_ledger(options).await.unwrap().id(), writer.id());
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_sent_twice_at_once_gives_one_writer() {
+    let (cluster, client) = cluster().await;
+    for request in 0..10 {
+        let request = Some(Uuid::from_u128(request));
+        let options = CreateOptions { request, ..CreateOptions::default() };
+        let calls = (0..3).map(|_| client.create_ledger(options.clone()));
+        let (writers, refused): (Vec<_>, Vec<_>) =
+            join_all(calls).await.into_iter().partition(Result::is_ok);
+        assert_eq!(writers.len(), 1);
+        for refused in refused {
+            assert!(matches!(refused.err(), Some(Error::AlreadyCreated { .. })));
+        }
+    }
     cluster.stop().await;
 }
 

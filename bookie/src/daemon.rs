@@ -89,6 +89,7 @@ impl Bookie {
         };
         let endpoint = Endpoint::server(&config.net, &config.identity, server).await?;
         let address = endpoint.local_addr()?;
+        let read_only = store.read_only();
         let service = tokio::spawn(serve(endpoint.clone(), BookieService { store }));
         let registrar = Registrar {
             store: metastore_store,
@@ -99,6 +100,7 @@ impl Bookie {
             },
             rack: config.rack.clone(),
             dir: config.dir.clone(),
+            read_only,
         };
         let (registered, is_registered) = oneshot::channel();
         let (stop_registrar, stop) = oneshot::channel();
@@ -113,7 +115,7 @@ impl Bookie {
             registrar: Part { name: "registration", task: registrar },
             stop_registrar,
         };
-        if tokio::time::timeout(DEFAULT_TIMEOUT, is_registered).await.is_err() {
+        if !matches!(tokio::time::timeout(DEFAULT_TIMEOUT, is_registered).await, Ok(Ok(()))) {
             started.stop().await;
             return Err(Error::NotRegistered(DEFAULT_TIMEOUT));
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use inkfast::catalog::{Catalog, Registration};
 use inkfast_metastore::{Error as StoreError, LeaseId, Metastore};
 use inkfast_protocol::BookieId;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::Error;
 
@@ -23,32 +23,41 @@ pub(crate) struct Registrar {
     pub(crate) addresses: Vec<String>,
     pub(crate) rack: Option<String>,
     pub(crate) dir: PathBuf,
+    /// Whether writers are refused now.
+    pub(crate) read_only: watch::Receiver<bool>,
+}
+
+/// A registration that was made.
+#[derive(Clone, Copy)]
+struct Held {
+    lease: LeaseId,
+    /// What it says.
+    read_only: bool,
 }
 
 impl Registrar {
     /// Registers the bookie, and says so once; then keeps the registration, and makes it anew
-    /// whenever its lease was lost, until told to stop. Then it ends the lease.
+    /// when its lease was lost or it is no longer true, until told to stop. Then it ends the lease.
     pub(crate) async fn run(
         self,
         registered: oneshot::Sender<()>,
         mut stop: oneshot::Receiver<()>,
     ) {
         let mut registered = Some(registered);
-        let mut lease = None;
+        let mut held = None;
         loop {
-            let kept = match lease {
-                None => self.register().await.map(Some),
-                Some(held) => self.keep(held).await,
-            };
-            let pause = match kept {
-                Ok(held) => {
-                    // A lease that was lost is replaced at once.
-                    let lost = lease.is_some() && held.is_none();
-                    lease = held;
+            let pause = match self.refresh(held).await {
+                Ok(Some(now)) => {
+                    held = Some(now);
                     if let Some(registered) = registered.take() {
                         let _ = registered.send(());
                     }
-                    if lost { Duration::ZERO } else { KEEP_ALIVE }
+                    KEEP_ALIVE
+                }
+                // A lease that was lost is replaced at once.
+                Ok(None) => {
+                    held = None;
+                    Duration::ZERO
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the registration cannot be kept; trying again");
@@ -60,14 +69,29 @@ impl Registrar {
                 _ = &mut stop => break,
             }
         }
-        if let Some(lease) = lease
+        if let Some(Held { lease, .. }) = held
             && let Err(error) = self.store.end_lease(lease).await
         {
             tracing::debug!(%error, "the registration ends by itself");
         }
     }
 
-    async fn register(&self) -> Result<LeaseId, Error> {
+    /// Keeps the registration, or makes one; returns none when its lease was lost.
+    async fn refresh(&self, held: Option<Held>) -> Result<Option<Held>, Error> {
+        let read_only = *self.read_only.borrow();
+        match held {
+            Some(held) if held.read_only == read_only => {
+                match self.store.keep_alive(held.lease).await {
+                    Ok(()) => Ok(Some(held)),
+                    Err(StoreError::LeaseNotFound) => Ok(None),
+                    Err(error) => Err(inkfast::Error::from(error).into()),
+                }
+            }
+            _ => self.register(read_only).await.map(Some),
+        }
+    }
+
+    async fn register(&self, read_only: bool) -> Result<Held, Error> {
         let lease = self.store.grant_lease(LEASE_TTL).await.map_err(inkfast::Error::from)?;
         let (capacity_bytes, free_bytes) = space(&self.dir);
         let registration = Registration {
@@ -75,21 +99,12 @@ impl Registrar {
             rack: self.rack.clone(),
             capacity_bytes,
             free_bytes,
-            read_only: false,
+            read_only,
         };
         let catalog = Catalog::new(Arc::clone(&self.store));
         catalog.register(self.bookie, &registration, lease).await?;
-        tracing::info!(bookie = %self.bookie, addresses = ?self.addresses, "registered");
-        Ok(lease)
-    }
-
-    /// Keeps a lease alive; returns none when it was lost.
-    async fn keep(&self, lease: LeaseId) -> Result<Option<LeaseId>, Error> {
-        match self.store.keep_alive(lease).await {
-            Ok(()) => Ok(Some(lease)),
-            Err(StoreError::LeaseNotFound) => Ok(None),
-            Err(error) => Err(inkfast::Error::from(error).into()),
-        }
+        tracing::info!(bookie = %self.bookie, addresses = ?self.addresses, read_only, "registered");
+        Ok(Held { lease, read_only })
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use inkfast_protocol::gate::Adder;
 use inkfast_protocol::{Entry, EntryId, LedgerId, Refusal, Tenure};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -39,6 +39,7 @@ pub(crate) struct Store {
     commands: mpsc::Sender<Command>,
     room: Arc<Semaphore>,
     reader: Reader,
+    read_only: watch::Receiver<bool>,
 }
 
 /// An add on its way in, and where its outcome goes.
@@ -110,10 +111,11 @@ impl Store {
         let (appender, completions) = tail.start(executor);
         let damaged = !replayed.damages.is_empty();
         let owner = Owner::new(ledgers, appender, reader.clone(), damaged);
+        let read_only = owner.read_only();
         let (commands, received) = mpsc::channel(COMMANDS_MAX);
         let task = tokio::spawn(owner.run(received, completions));
         let room = Arc::new(Semaphore::new(ROOM_BYTES));
-        Ok((Self { commands, room, reader }, replayed, task))
+        Ok((Self { commands, room, reader, read_only }, replayed, task))
     }
 
     /// Hands a run of adds of one ledger to the owner, as soon as there is room for them. Their
@@ -153,6 +155,11 @@ impl Store {
         entries: Vec<EntryId>,
     ) -> Result<Vec<Result<Place, Refusal>>, Refusal> {
         self.ask(|places| Command::Locate { ledger, entries, places }).await
+    }
+
+    /// Tells, and tells again when it changes, whether writers are refused.
+    pub(crate) fn read_only(&self) -> watch::Receiver<bool> {
+        self.read_only.clone()
     }
 
     /// Returns the reader of the log, for places that were located.

@@ -1,6 +1,7 @@
 //! One stream of adds to one bookie: a writer's, or a recovery's write-backs.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use prost::Message;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
 use tokio::time::{Duration, Instant};
 
-use crate::bookies::{Bookies, refusal, unreachable, within};
+use crate::bookies::{Bookies, Traffic, refusal, unreachable, within};
 
 /// The most entries that are handed to QUIC at once.
 const BATCH_ENTRIES_MAX: usize = 64;
@@ -31,10 +32,10 @@ pub(crate) struct Queued {
     pub(crate) _room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
-/// What has been sent and is not answered: the last entry of each batch, and when it went out.
+/// What has been sent and is not answered, in ascending order, and when it went out.
 #[derive(Default)]
 struct Unanswered {
-    batches: Mutex<VecDeque<(EntryId, Instant)>>,
+    entries: Mutex<VecDeque<(EntryId, Instant)>>,
     sent: Notify,
 }
 
@@ -49,7 +50,7 @@ pub(crate) async fn run(
 ) -> Result<(), Refusal> {
     let deadline = bookies.deadlines().add;
     let opened = within(deadline, async {
-        let mut stream = bookies.open(adds.bookie).await?;
+        let mut stream = bookies.open(adds.bookie, Traffic::Adds).await?;
         let tenure = Bytes::copy_from_slice(&encode_tenure(adds.tenure, adds.fragment));
         let mut frames = Frames::default();
         frames.push(kind::OPEN_ADDS, &adds.open.encode_to_vec().into());
@@ -60,11 +61,17 @@ pub(crate) async fn run(
     let mut stream = opened.await?;
     let unanswered = Unanswered::default();
     let receive = receive(&mut stream.receiver, &unanswered, deadline, &mut on_added);
+    let mut receive = pin!(receive);
     // Both at once: answers must be taken while QUIC makes us wait.
     tokio::select! {
-        ended = send(&mut stream.sender, &mut queue, &unanswered) => ended,
-        ended = receive => ended,
-    }?;
+        biased;
+        ended = &mut receive => return ended,
+        sent = send(&mut stream.sender, &mut queue, &unanswered) => if let Err(refusal) = sent {
+            // A bookie that refuses stops reading too: its own words are on their way.
+            let said = tokio::time::timeout(deadline, receive).await;
+            return said.unwrap_or(Err(refusal));
+        },
+    }
     stream.sender.finish();
     Ok(())
 }
@@ -80,10 +87,9 @@ async fn send(
         for Queued { entry, .. } in &batch {
             frames.push(kind::ENTRY, entry.bytes());
         }
-        if let Some(last) = batch.last() {
-            unanswered.lock().push_back((last.entry.id(), Instant::now()));
-            unanswered.sent.notify_one();
-        }
+        let now = Instant::now();
+        unanswered.lock().extend(batch.iter().map(|queued| (queued.entry.id(), now)));
+        unanswered.sent.notify_one();
         sender.send_encoded(&mut frames.take()).await.map_err(unreachable)?;
         // Only now: the room is taken until QUIC has the bytes.
         batch.clear();
@@ -115,17 +121,22 @@ async fn receive(
         }
         let added = Added::decode(&frame.body)
             .ok_or_else(|| Refusal::Unknown("the acknowledgement is too short".to_owned()))?;
-        let mut batches = unanswered.lock();
-        while batches.front().is_some_and(|(entry, _)| *entry <= added.last) {
-            batches.pop_front();
-        }
-        drop(batches);
+        unanswered.remove(added.first, added.last);
         on_added(added);
     }
 }
 
 impl Unanswered {
+    /// Removes a run. Runs mostly come in order, but an entry that was there already is answered
+    /// before those in front of it.
+    fn remove(&self, first: EntryId, last: EntryId) {
+        let mut entries = self.lock();
+        let from = entries.partition_point(|(entry, _)| *entry < first);
+        let to = entries.partition_point(|(entry, _)| *entry <= last);
+        entries.drain(from..to.max(from));
+    }
+
     fn lock(&self) -> MutexGuard<'_, VecDeque<(EntryId, Instant)>> {
-        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -90,7 +90,7 @@ impl LedgerWriter {
     /// Waits until everything that was appended so far is confirmed, and returns the last add
     /// confirmed; none when nothing was ever appended.
     pub async fn flush(&self) -> Result<Option<EntryId>, Error> {
-        let Some(last) = with(&self.driver, |driver| driver.last_appended()) else {
+        let Some(last) = with(&self.driver, |driver| driver.appended()) else {
             return Ok(None);
         };
         match self.confirmed_beyond(last.previous()).await {

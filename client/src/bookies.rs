@@ -1,7 +1,9 @@
-//! The bookies of the cluster, as the client reaches them: one shared connection to each.
+//! The bookies of the cluster, as the client reaches them: over one shared connection for adds and
+//! one for reads.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::pending;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use inkfast_protocol::messages::{Fence, LedgerState, Refused, kind};
@@ -17,7 +19,15 @@ pub(crate) struct Bookies {
     endpoint: Endpoint,
     catalog: Catalog,
     deadlines: Deadlines,
-    remotes: Arc<Mutex<BTreeMap<BookieId, Remote>>>,
+    remotes: Arc<Mutex<BTreeMap<(BookieId, Traffic), Remote>>>,
+}
+
+/// What a connection is for. A reader that does not take what it asked for fills the window of its
+/// connection, and must not hold up the answers to a writer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Traffic {
+    Adds,
+    Reads,
 }
 
 impl Bookies {
@@ -30,13 +40,13 @@ impl Bookies {
     }
 
     /// Opens a stream to a bookie.
-    pub(crate) async fn open(&self, bookie: BookieId) -> Result<Stream, Refusal> {
-        self.connection(bookie).await?.open().await.map_err(unreachable)
+    pub(crate) async fn open(&self, bookie: BookieId, traffic: Traffic) -> Result<Stream, Refusal> {
+        self.connection(bookie, traffic).await?.open().await.map_err(unreachable)
     }
 
-    /// Asks a bookie for a ledger's state, and to fence it first if so wanted. Returns the highest
-    /// last add confirmed that the bookie knows.
-    pub(crate) async fn fence(
+    /// Asks a bookie for the highest last add confirmed that it knows of a ledger, and to fence
+    /// the ledger first if so wanted.
+    pub(crate) async fn last_add_confirmed(
         &self,
         bookie: BookieId,
         ledger: LedgerId,
@@ -44,50 +54,62 @@ impl Bookies {
     ) -> Result<Option<EntryId>, Refusal> {
         let request = Frame::message(kind::FENCE, &Fence { ledger: ledger.get(), fence });
         let answer = within(self.deadlines.add, async {
-            let connection = self.connection(bookie).await?;
+            let connection = self.connection(bookie, Traffic::Adds).await?;
             connection.request(request, self.deadlines.add).await.map_err(unreachable)
         });
         let answer = answer.await?;
-        match answer.kind {
-            kind::STATE => {
-                let state: LedgerState = answer.decode().map_err(unreachable)?;
-                if fence && !state.fenced {
-                    return Err(Refusal::Unknown("answered a fence without fencing".to_owned()));
-                }
-                Ok(state.last_add_confirmed.map(EntryId::new))
-            }
-            _ => Err(refusal(&answer)),
+        if answer.kind != kind::STATE {
+            return Err(refusal(&answer));
         }
+        let state: LedgerState = answer.decode().map_err(unreachable)?;
+        if fence && !state.fenced {
+            return Err(Refusal::Unknown("answered a fence without fencing".to_owned()));
+        }
+        let confirmed = state.last_add_confirmed.map(EntryId::new);
+        if confirmed > Some(EntryId::MAX) {
+            return Err(Refusal::Corrupt("its last add confirmed is impossible".to_owned()));
+        }
+        Ok(confirmed)
     }
 
-    /// Returns the connection to a bookie. When it cannot be reached where it was, its
-    /// registration is read again: its address may have changed.
-    async fn connection(&self, bookie: BookieId) -> Result<Connection, Refusal> {
-        let known = self.lock().get(&bookie).cloned();
-        let failed = match &known {
-            Some(remote) => match remote.connection().await {
-                Ok(connection) => return Ok(connection),
-                Err(error) => Some(unreachable(error)),
+    /// Returns the connection to a bookie. While it is sought where the bookie was, the
+    /// registration tells whether it has moved.
+    async fn connection(&self, bookie: BookieId, traffic: Traffic) -> Result<Connection, Refusal> {
+        let known = self.lock().get(&(bookie, traffic)).cloned();
+        let remote = match known {
+            Some(known) => tokio::select! {
+                biased;
+                connection = known.connection() => return connection.map_err(unreachable),
+                moved = self.moved(bookie, known.target()) => moved,
             },
-            None => None,
+            None => self.registered(bookie).await?,
         };
-        let registration = self.catalog.registration(bookie).await;
-        let registration = registration
-            .map_err(|error| Refusal::Unknown(format!("its address cannot be read: {error}")))?
-            .ok_or_else(|| Refusal::Unknown("it is not registered, so it does not run".to_owned()));
-        let addresses = registration?.addresses;
-        if let (Some(remote), Some(failed)) = (known, failed)
-            && remote.target().addresses == addresses
-        {
-            return Err(failed);
-        }
-        let target = Target { role: Role::Bookie, instance: Some(bookie.0), addresses };
-        let remote = Remote::new(&self.endpoint, target);
-        self.lock().insert(bookie, remote.clone());
+        self.lock().insert((bookie, traffic), remote.clone());
         remote.connection().await.map_err(unreachable)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<BookieId, Remote>> {
+    /// Waits until a bookie is registered elsewhere than where it was; forever if it is not.
+    async fn moved(&self, bookie: BookieId, was: &Target) -> Remote {
+        match self.registered(bookie).await {
+            Ok(remote) if remote.target().addresses != was.addresses => remote,
+            _ => pending().await,
+        }
+    }
+
+    /// Returns a bookie where it is registered.
+    async fn registered(&self, bookie: BookieId) -> Result<Remote, Refusal> {
+        let registration = self.catalog.registration(bookie).await;
+        let registration = registration
+            .map_err(|error| Refusal::Unknown(format!("its address cannot be read: {error}")))?
+            .ok_or_else(|| {
+                Refusal::Unknown("it is not registered, so it does not run".to_owned())
+            })?;
+        let addresses = registration.addresses;
+        let target = Target { role: Role::Bookie, instance: Some(bookie.0), addresses };
+        Ok(Remote::new(&self.endpoint, target))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(BookieId, Traffic), Remote>> {
         self.remotes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -99,8 +99,11 @@ impl Client {
             (None, Some(request)) => self.created_before(request, writer).await?,
             (None, None) => return Err(Error::Invalid("a ledger id was used twice".to_owned())),
         };
-        if let Some(request) = request {
-            self.unsettled().remove(&request);
+        if let Some(request) = request
+            && self.unsettled().remove(&request) != Some(writer)
+        {
+            // Another call of this request was quicker, and has the one writer.
+            return Err(Error::AlreadyCreated { request, ledger: created.1.ledger });
         }
         Ok(LedgerWriter::start(&self.bookies, self.catalog.clone(), created))
     }
@@ -167,6 +170,7 @@ impl Client {
         if created.1.writer == writer {
             return Ok(created);
         }
+        self.unsettled().remove(&request);
         Err(Error::AlreadyCreated { request, ledger })
     }
 

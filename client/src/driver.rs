@@ -32,6 +32,8 @@ pub(crate) struct Driver {
     places: Vec<mpsc::Sender<Queued>>,
     /// The appends that are not confirmed, in order and without a gap.
     waiting: VecDeque<Waiting>,
+    /// The last entry that was numbered, whatever became of it.
+    appended: Option<EntryId>,
     questions: mpsc::Sender<Question>,
     progress: watch::Sender<Progress>,
     room: Arc<Semaphore>,
@@ -75,6 +77,7 @@ impl Driver {
             writer: Writer::new(version, metadata.clone()),
             places: Vec::new(),
             waiting: VecDeque::new(),
+            appended: None,
             questions,
             progress: watch::Sender::new(Progress::default()),
             room: Arc::new(Semaphore::new(ROOM_BYTES)),
@@ -99,6 +102,7 @@ impl Driver {
         let entry =
             self.writer.append(payload, written_at_ms).map_err(|error| self.error(error))?;
         let (confirmed, confirmation) = oneshot::channel();
+        self.appended = Some(entry);
         self.waiting.push_back(Waiting { entry, confirmed, room: Arc::new(room) });
         self.drain();
         Ok((entry, confirmation))
@@ -118,13 +122,9 @@ impl Driver {
         Arc::clone(&self.room)
     }
 
-    pub(crate) fn last_add_confirmed(&self) -> Option<EntryId> {
-        self.writer.last_add_confirmed()
-    }
-
-    /// Returns the last entry that was appended.
-    pub(crate) fn last_appended(&self) -> Option<EntryId> {
-        self.waiting.back().map(|waiting| waiting.entry).or_else(|| self.last_add_confirmed())
+    /// Returns the last entry that was appended, whatever became of it.
+    pub(crate) const fn appended(&self) -> Option<EntryId> {
+        self.appended
     }
 
     /// Does what the writer wants. This is the only place where its actions take effect.
@@ -257,34 +257,44 @@ async fn answer(
                 }
             },
             Question::Cas(version, metadata) => {
-                let outcome = cas(&catalog, &mut known, version, *metadata).await;
-                tell(&driver, |writer| writer.on_cas(outcome));
+                match cas(&catalog, &mut known, version, *metadata).await {
+                    Ok(outcome) => tell(&driver, |writer| writer.on_cas(outcome)),
+                    Err(error) => end_close(&driver, error),
+                }
             }
         }
     }
 }
 
+/// Ends a close that would fail again however often it were tried.
+fn end_close(driver: &Weak<Mutex<Driver>>, error: Error) {
+    if let Some(driver) = driver.upgrade() {
+        with(&driver, |driver| driver.closed(Err(error)));
+    }
+}
+
 /// Replaces the metadata if the version that the machine wants to replace is the one that is
-/// known, and knows what stands there if that is certain.
+/// known, and knows what stands there if that is certain. An error says that it never can.
 pub(crate) async fn cas(
     catalog: &Catalog,
     known: &mut Versioned,
     version: MetadataVersion,
     metadata: LedgerMetadata,
-) -> CasOutcome {
+) -> Result<CasOutcome, Error> {
     if known.0 != version {
-        return CasOutcome::Lost;
+        return Ok(CasOutcome::Lost);
     }
     match catalog.replace(known, &metadata).await {
         Ok(Replaced::Won(version)) => {
             *known = (version, metadata);
-            CasOutcome::Won(version)
+            Ok(CasOutcome::Won(version))
         }
-        Ok(Replaced::Lost) => CasOutcome::Lost,
-        Err(error) => {
+        Ok(Replaced::Lost) => Ok(CasOutcome::Lost),
+        Err(error) if error.is_metastore_away() => {
             tracing::warn!(ledger = %metadata.ledger, %error, "a change of the metadata is open");
-            CasOutcome::Unknown
+            Ok(CasOutcome::Unknown)
         }
+        Err(error) => Err(error),
     }
 }
 
@@ -322,11 +332,12 @@ mod tests {
         // Another client has closed the ledger, and this one has read that.
         let mut known = (created, open.clone());
         let outcome = cas(&catalog, &mut known, created, ended(5)).await;
-        assert!(matches!(outcome, CasOutcome::Won(_)));
+        assert!(matches!(outcome, Ok(CasOutcome::Won(_))), "{outcome:?}");
         let mut known = catalog.ledger(ledger).await.unwrap();
 
         // Its machine still wants to replace what it knew before.
-        assert_eq!(cas(&catalog, &mut known, created, ended(3)).await, CasOutcome::Lost);
+        let outcome = cas(&catalog, &mut known, created, ended(3)).await;
+        assert!(matches!(outcome, Ok(CasOutcome::Lost)), "{outcome:?}");
         assert_eq!(catalog.ledger(ledger).await.unwrap().1, ended(5));
     }
 }

@@ -94,6 +94,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Says whether the metastore could not be asked, or has not answered.
+    pub(crate) const fn is_metastore_away(&self) -> bool {
+        use inkfast_metastore::Error as StoreError;
+        matches!(
+            self,
+            Self::Metastore(StoreError::Unavailable { .. } | StoreError::TimedOut { .. })
+        )
+    }
+
     pub(crate) fn of_writer(ledger: LedgerId, error: WriteError) -> Self {
         match error {
             WriteError::Fenced => Self::Fenced(ledger),

@@ -58,7 +58,14 @@ impl LedgerReader {
     pub async fn last_add_confirmed(&self) -> Result<Option<EntryId>, Error> {
         let mut metadata = self.metadata();
         if !matches!(metadata.state, State::Closed { .. }) {
-            metadata = self.catalog.ledger(metadata.ledger).await?.1;
+            match self.catalog.ledger(metadata.ledger).await {
+                Ok((_, now)) => metadata = now,
+                // What was known is enough to ask the bookies.
+                Err(error) if error.is_metastore_away() => {
+                    tracing::warn!(ledger = %metadata.ledger, %error, "reading on without it");
+                }
+                Err(error) => return Err(error),
+            }
             self.known(|known| known.metadata = metadata.clone());
         }
         let confirmed = match metadata.state {
@@ -176,7 +183,7 @@ impl LedgerReader {
     async fn quorum_read(&self, metadata: &LedgerMetadata) -> Result<Option<EntryId>, Error> {
         let fragment = metadata.last_fragment();
         let asked = fragment.ensemble.iter().enumerate().map(|(place, &bookie)| async move {
-            (place, bookie, self.bookies.fence(bookie, metadata.ledger, false).await)
+            (place, bookie, self.bookies.last_add_confirmed(bookie, metadata.ledger, false).await)
         });
         let mut asked: FuturesUnordered<_> = asked.collect();
         let mut answered = Places::default();

@@ -8,7 +8,7 @@ use inkfast_wire::{Frame, FrameReceiver, FrameSender};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::bookies::{Bookies, refusal, unreachable, within};
+use crate::bookies::{Bookies, Traffic, refusal, unreachable, within};
 
 /// What the stream is for.
 #[derive(Clone, Copy)]
@@ -61,15 +61,17 @@ async fn read(
     answers: &mpsc::Sender<Answer>,
 ) -> Result<(), Refusal> {
     let deadline = bookies.deadlines().read;
-    let mut stream = within(deadline, bookies.open(reads.bookie)).await?;
+    let mut stream = within(deadline, bookies.open(reads.bookie, Traffic::Reads)).await?;
     let mut batch = Vec::new();
     let mut waiting_since = Instant::now();
-    loop {
+    let mut closed = false;
+    while !(closed && asked.is_empty()) {
         let silence = tokio::time::sleep_until(waiting_since + deadline);
         tokio::select! {
-            count = queue.recv_many(&mut batch, READ_ENTRIES_MAX) => {
-                if count == 0 {
-                    return Ok(());
+            count = queue.recv_many(&mut batch, READ_ENTRIES_MAX), if !closed => {
+                closed = count == 0;
+                if closed {
+                    continue;
                 }
                 if asked.is_empty() {
                     waiting_since = Instant::now();
@@ -96,6 +98,7 @@ async fn read(
             }
         }
     }
+    Ok(())
 }
 
 async fn ask(

@@ -57,11 +57,15 @@ async fn drive(
                     streams.write(round, place, recovery.ensemble()[place], queued);
                 }
                 Action::ReadMetadata => {
-                    known = catalog.ledger(ledger).await?;
+                    known =
+                        catalog.ledger(ledger).await.map_err(|error| match recovery.failing() {
+                            Some(why) => Error::NotRecovered { ledger, why: why.clone() },
+                            None => error,
+                        })?;
                     recovery.on_metadata(known.0, known.1.clone());
                 }
                 Action::Cas { version, metadata } => {
-                    recovery.on_cas(cas(catalog, &mut known, version, metadata).await);
+                    recovery.on_cas(cas(catalog, &mut known, version, metadata).await?);
                 }
                 Action::Done(_, metadata) => return Ok(metadata),
                 Action::Fail(why) => return Err(Error::NotRecovered { ledger, why }),
@@ -116,7 +120,7 @@ impl Streams {
         self.writes.clear();
         let (bookies, ledger, events) = (self.bookies.clone(), self.ledger, self.events.clone());
         tokio::spawn(async move {
-            let fenced = bookies.fence(bookie, ledger, true).await;
+            let fenced = bookies.last_add_confirmed(bookie, ledger, true).await;
             let _ = events.send(Event::Fenced(round, place, fenced)).await;
         });
     }

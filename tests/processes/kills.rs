@@ -1,7 +1,7 @@
 //! Writers and bookies that die, hang or are overtaken.
 
 use crate::cluster::{Client, Cluster, assert_keeps, last_entry, lines};
-use crate::process::{Process, Signal};
+use crate::process::{Outcome, Process, Signal};
 
 /// More lines than a writer is through with when its first entries are confirmed.
 const MANY: u64 = 300_000;
@@ -32,7 +32,24 @@ fn recoveries_of_a_living_writer_agree_and_fence_it() {
     writer.send(lines(MANY..MANY + 1));
     let ledger = writer.ledger.clone();
     let (outcome, confirmed) = writer.outcome();
-    assert!(outcome.failed(1).contains("fenced"));
+    assert_fenced(outcome);
+    assert_keeps(&cluster.client.read(&ledger), confirmed, end);
+}
+
+#[test]
+fn a_paused_recovery_delays_nobody_and_agrees_later() {
+    let cluster = Cluster::start(3);
+    let mut writer = cluster.client.writer(&[]);
+    writer.send(lines(0..MANY));
+    writer.wait_confirmed(2000);
+    let ledger = writer.ledger.clone();
+    let confirmed = writer.kill();
+    let paused = cluster.client.start_to_recover(&ledger);
+    while cluster.client.show(&ledger).contains("open") {}
+    paused.signal(Signal::Stop);
+    let end = cluster.client.recover(&ledger);
+    paused.signal(Signal::Continue);
+    assert_eq!(last_entry(paused.outcome()), end);
     assert_keeps(&cluster.client.read(&ledger), confirmed, end);
 }
 
@@ -48,7 +65,7 @@ fn an_idle_writer_learns_with_its_next_append_that_it_is_fenced() {
     writer.send(lines(10..11));
     let ledger = writer.ledger.clone();
     let (outcome, confirmed) = writer.outcome();
-    assert!(outcome.failed(1).contains("fenced"));
+    assert_fenced(outcome);
     assert_eq!(confirmed, Some(9));
     assert!(cluster.client.read(&ledger) == lines(0..10));
 }
@@ -136,7 +153,7 @@ fn a_paused_writer_confirms_nothing_beyond_the_end() {
     writer.send(lines(MANY..MANY + 1));
     let ledger = writer.ledger.clone();
     let (outcome, confirmed) = writer.outcome();
-    assert!(outcome.failed(1).contains("fenced"));
+    assert_fenced(outcome);
     assert_keeps(&cluster.client.read(&ledger), confirmed, end);
 }
 
@@ -146,4 +163,9 @@ fn recover_three_times_at_once(client: &Client, ledger: &str) -> u64 {
     let [first, second, third] = recoveries.map(Process::outcome).map(last_entry);
     assert!(first == second && second == third, "{first}, {second}, {third}");
     first
+}
+
+fn assert_fenced(outcome: Outcome) {
+    let words = outcome.failed(1);
+    assert!(words.contains("fenced"), "{words}");
 }

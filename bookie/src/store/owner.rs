@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use inkfast_protocol::gate::{Action, Adder, Answer, Record, Stored, Ticket};
 use inkfast_protocol::{Entry, EntryId, LedgerId, Refusal, Tenure};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::ledgers::Ledgers;
 use super::{Add, Command, Outcome, State};
@@ -23,6 +23,8 @@ pub(super) struct Owner {
     replies: BTreeMap<Ticket, Reply>,
     next_ticket: Ticket,
     standing: Standing,
+    /// Tells whether writers are refused.
+    read_only: watch::Sender<bool>,
 }
 
 /// Whether the log can be trusted to hold all that it ever held, and to take more.
@@ -53,7 +55,9 @@ impl Owner {
         reader: Reader,
         damaged: bool,
     ) -> Self {
+        let read_only = watch::Sender::new(damaged);
         Self {
+            read_only,
             ledgers,
             log,
             reader,
@@ -113,7 +117,10 @@ impl Owner {
             }
             Command::Fence { ledger, fenced } => {
                 let reply = Reply::Fence(fenced);
-                if let Standing::Failed(why) = &self.standing {
+                let is_fenced = self.ledgers.get(ledger).is_some_and(|l| l.gate.is_fenced());
+                if let Standing::Failed(why) = &self.standing
+                    && !is_fenced
+                {
                     return reply.send(Answer::Refused(Refusal::ReadOnly(why.clone())));
                 }
                 let ticket = self.ticket(reply);
@@ -187,6 +194,11 @@ impl Owner {
             self.act(id);
         }
         self.standing = Standing::Failed(why);
+        self.read_only.send_replace(true);
+    }
+
+    pub(super) fn read_only(&self) -> watch::Receiver<bool> {
+        self.read_only.subscribe()
     }
 
     /// Does what a ledger's gate wants.

@@ -145,6 +145,8 @@ async fn an_entry_that_is_there_is_not_written_again_and_not_overwritten() {
 async fn a_failed_sync_ends_writes_and_makes_no_answer_certain() {
     let world = World::new().await;
     world.add(&writer(1), &entry(7, 0, "a")).await.unwrap();
+    world.store.fence(ledger(6)).await.unwrap();
+    assert!(!*world.store.read_only().borrow());
     world.disk.fail_next_sync();
     let refused = world.add(&writer(1), &entry(7, 1, "b")).await;
     assert!(matches!(refused, Err(Refusal::ReadOnly(_))), "{refused:?}");
@@ -155,6 +157,9 @@ async fn a_failed_sync_ends_writes_and_makes_no_answer_certain() {
     assert!(matches!(refused, Err(Refusal::ReadOnly(_))), "{refused:?}");
     assert!(matches!(world.read(7, 1).await, Err(Refusal::Unknown(_))));
     assert_eq!(world.read(7, 0).await, Ok(entry(7, 0, "a")));
+    // What is on disk already needs no write.
+    assert_eq!(world.store.fence(ledger(6)).await, Ok(None));
+    assert!(*world.store.read_only().borrow());
 }
 
 #[tokio::test]

@@ -127,7 +127,7 @@ impl Entry {
             length: u64_at(&bytes, 32),
             written_at_ms: u64_at(&bytes, 40),
         };
-        if header.last_add_confirmed >= Some(entry) || entry.get() == u64::MAX {
+        if header.last_add_confirmed >= Some(entry) || entry > EntryId::MAX {
             return Err(EntryError::Corrupt("it was confirmed before it was made"));
         }
         Ok(Self { header, header_bytes, bytes })
@@ -253,7 +253,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_was_encoded_is_decoded(
-            ledger in 0..=LedgerId::MAX.get(), id in 0..u64::MAX, below in 0..u64::MAX,
+            ledger in 0..=LedgerId::MAX.get(), id in 0..=EntryId::MAX.get(), below: u64,
             length: u64, written_at_ms: u64, payload: Vec<u8>,
         ) {
             let header = EntryHeader {

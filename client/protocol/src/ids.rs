@@ -47,6 +47,8 @@ pub struct EntryId(u64);
 impl EntryId {
     /// The first entry of every ledger.
     pub const FIRST: Self = Self(0);
+    /// The highest id that is taken from anybody: far from where counting on would overflow.
+    pub const MAX: Self = Self(1 << 62);
 
     /// Makes an id of a number.
     pub const fn new(id: u64) -> Self {
@@ -61,7 +63,6 @@ impl EntryId {
     /// Returns the entry after this one.
     #[must_use]
     pub const fn next(self) -> Self {
-        // No ledger comes near the end of u64; an id out of a bad request may.
         Self(self.0.saturating_add(1))
     }
 

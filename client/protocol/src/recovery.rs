@@ -248,6 +248,14 @@ impl Recovery {
         self.actions.pop_front()
     }
 
+    /// Returns why the recovery is about to fail, if only the metadata can still save it.
+    pub const fn failing(&self) -> Option<&RecoveryError> {
+        match &self.phase {
+            Phase::Failing(why) => Some(why),
+            _ => None,
+        }
+    }
+
     /// Returns the ensemble that the places of this round's actions are of.
     pub fn ensemble(&self) -> &[BookieId] {
         &self.metadata.last_fragment().ensemble

@@ -315,8 +315,12 @@ impl Writer {
         self.check_quorum();
     }
 
-    /// Fails if some entry could not be written any more.
+    /// Fails if some entry could not be written any more. While the metadata is being read it
+    /// waits: to be fenced is the better reason.
     fn check_quorum(&mut self) {
+        if self.places.iter().any(|place| place.standing == Standing::SaidFenced) {
+            return;
+        }
         let failed = |place: &Place| match &place.standing {
             Standing::Failed(refusal) => Some(refusal.clone()),
             Standing::Live | Standing::SaidFenced => None,

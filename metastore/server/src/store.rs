@@ -1,7 +1,5 @@
 //! The state on disk: one redb file, and who this member is.
 
-use std::fs::File;
-use std::io;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -13,7 +11,7 @@ use redb::{
 };
 use uuid::Uuid;
 
-use crate::directory;
+use crate::directory::Directory;
 use crate::error::Error;
 use crate::rows::{ReadRows, RedbRows, WriteRows, state_error};
 
@@ -55,8 +53,8 @@ struct Shared {
 #[derive(Debug)]
 struct Open {
     database: Database,
-    /// Keeps other processes away from the directory.
-    _lock: Option<File>,
+    /// Keeps other processes away.
+    _directory: Option<Directory>,
 }
 
 /// Who this member of the metastore is. Made once, when the file is.
@@ -76,9 +74,15 @@ impl Store {
     /// Refuses a directory of something else, a file of a newer format, and a directory that
     /// another process has open.
     pub fn open_directory(dir: &Path) -> Result<Self, Error> {
-        let (file, lock) = directory::open(dir)?;
-        let backend = FileBackend::new(file).map_err(Error::database)?;
-        Self::open_locked(backend, Some(lock), Executor::Threads)
+        let directory = Directory::lock(dir)?;
+        if let Some(new) = directory.begin_file()? {
+            // Made aside and renamed when it is whole: a file that is there is never made anew,
+            // whatever it looks like.
+            Self::open(FileBackend::new(new).map_err(Error::database)?, Executor::Threads)?;
+            directory.finish_file()?;
+        }
+        let backend = FileBackend::new(directory.open_file()?).map_err(Error::database)?;
+        Self::open_locked(backend, Some(directory), Executor::Threads)
     }
 
     /// Opens the store on any disk, or makes it on an empty one. Whoever calls sees to it that
@@ -89,10 +93,9 @@ impl Store {
 
     fn open_locked(
         backend: impl StorageBackend,
-        lock: Option<File>,
+        directory: Option<Directory>,
         executor: Executor,
     ) -> Result<Self, Error> {
-        discard_half_made(&backend).map_err(Error::database)?;
         let database = Builder::new()
             .set_cache_size(CACHE_BYTES)
             .create_with_backend(backend)
@@ -101,7 +104,7 @@ impl Store {
             Some(member) => member,
             None => initialise(&database).map_err(Error::database)?,
         };
-        let open = RwLock::new(Some(Open { database, _lock: lock }));
+        let open = RwLock::new(Some(Open { database, _directory: directory }));
         Ok(Self { shared: Arc::new(Shared { member, open }), executor })
     }
 
@@ -175,16 +178,6 @@ impl Executor {
             Self::Threads => tokio::task::spawn_blocking(work).await.map_err(state_error),
         }
     }
-}
-
-/// Makes a file empty that was never finished: redb writes the first bytes last.
-fn discard_half_made(backend: &impl StorageBackend) -> io::Result<()> {
-    let mut start = [0];
-    if backend.len()? == 0 {
-        return Ok(());
-    }
-    backend.read(0, &mut start)?;
-    if start == [0] { backend.set_len(0) } else { Ok(()) }
 }
 
 /// Reads who the member is; none if the file is new.

@@ -1,3 +1,4 @@
+use std::fs;
 use std::time::Duration;
 
 use inkfast_metastore::memory::MemoryRows;
@@ -8,6 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use redb::backends::InMemoryBackend;
 use std::ops::Bound;
+use tempfile::TempDir;
 
 use super::*;
 use crate::test_disk::TestDisk;
@@ -58,9 +60,22 @@ proptest::proptest! {
 
 #[test]
 fn a_file_that_was_never_finished_is_made_again() {
-    let disk = TestDisk::with(vec![0; 8192]);
-    Store::open(disk.clone(), Executor::Inline).unwrap();
-    Store::open(disk.after_power_cut(&[true]), Executor::Inline).unwrap();
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("metastore.redb.new"), [0; 8192]).unwrap();
+    let member = Store::open_directory(dir.path()).unwrap().member().clone();
+    assert_eq!(Store::open_directory(dir.path()).unwrap().member(), &member);
+}
+
+#[test]
+fn a_file_whose_beginning_is_lost_is_not_made_anew() {
+    let dir = TempDir::new().unwrap();
+    drop(Store::open_directory(dir.path()).unwrap());
+    let path = dir.path().join("metastore.redb");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[..4096].fill(0);
+    fs::write(&path, &bytes).unwrap();
+    Store::open_directory(dir.path()).unwrap_err();
+    assert!(fs::read(&path).unwrap()[4096..] == bytes[4096..], "the rest was changed");
 }
 
 #[test]
