@@ -15,7 +15,7 @@ pub enum Error {
     #[error("fenced: another client has taken ledger {0} over; stop writing to it")]
     Fenced(LedgerId),
     /// Too few bookies answer. Try again when they do.
-    #[error("not enough bookies: {0}; try again when they are back")]
+    #[error("{0}; try again when they are back")]
     NotEnoughBookies(String),
     /// There is no such ledger: it was deleted, or never created.
     #[error("there is no ledger {0}")]

@@ -14,7 +14,7 @@ pub(crate) fn choose(
     let mut bookies: Vec<_> = writable.map(|(bookie, _)| *bookie).collect();
     if bookies.len() < replication.ensemble() {
         return Err(Error::NotEnoughBookies(format!(
-            "the ensemble needs {}, and {} are running and take writes",
+            "not enough bookies: the ensemble needs {}, and {} are running and take writes",
             replication.ensemble(),
             bookies.len()
         )));

@@ -203,7 +203,8 @@ impl LedgerReader {
             }
         }
         let said = refused.iter().map(|(bookie, said)| format!("bookie {bookie}: {said}"));
-        Err(Error::NotEnoughBookies(said.collect::<Vec<_>>().join("; ")))
+        let said = said.collect::<Vec<_>>().join("; ");
+        Err(Error::NotEnoughBookies(format!("not enough bookies: {said}")))
     }
 
     fn known<T>(&self, look: impl FnOnce(&mut Known) -> T) -> T {

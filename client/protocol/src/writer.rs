@@ -1,6 +1,7 @@
 //! The writer: numbers entries, counts acknowledgements, confirms in order, closes.
 
 use std::collections::VecDeque;
+use std::mem;
 
 use crate::{
     BookieId, Entry, EntryHeader, EntryId, LedgerMetadata, MetadataVersion, PAYLOAD_BYTES_MAX,
@@ -22,7 +23,17 @@ pub struct Writer {
     last_add_confirmed: Option<EntryId>,
     confirmed_length: u64,
     phase: Phase,
+    doubt: Doubt,
     actions: VecDeque<Action>,
+}
+
+/// Whether the metadata is being read because somebody may have taken the ledger over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Doubt {
+    None,
+    Asked,
+    /// There was another reason meanwhile, so what is being read may be too old.
+    AskAgain,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,8 +45,6 @@ struct Place {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Standing {
     Live,
-    /// It said that the ledger is fenced; the metadata will tell whether that is so.
-    SaidFenced,
     Failed(Refusal),
 }
 
@@ -138,6 +147,7 @@ impl Writer {
             last_add_confirmed: None,
             confirmed_length: 0,
             phase: Phase::Writing,
+            doubt: Doubt::None,
             actions: VecDeque::new(),
         }
     }
@@ -195,17 +205,11 @@ impl Writer {
         if self.phase != Phase::Writing || *of_now != tenure || *standing != Standing::Live {
             return;
         }
-        if refusal == Refusal::Fenced {
-            // A bookie in limbo fences too: only the metadata says whether the ledger is taken.
-            let asked = self.places.iter().any(|p| p.standing == Standing::SaidFenced);
-            self.places[place].standing = Standing::SaidFenced;
-            if !asked {
-                self.actions.push_back(Action::ReadMetadata);
-            }
-            return;
-        }
+        let said_fenced = refusal == Refusal::Fenced;
         self.places[place].standing = Standing::Failed(refusal);
-        self.check_quorum();
+        if said_fenced || !self.is_writable() {
+            self.doubt();
+        }
     }
 
     /// Closes the ledger at the last add confirmed; what is not confirmed fails.
@@ -223,7 +227,7 @@ impl Writer {
     /// Takes the metadata that was asked for.
     pub fn on_metadata(&mut self, version: MetadataVersion, metadata: LedgerMetadata) {
         match (&self.phase, metadata.state) {
-            (Phase::Writing, State::Open) if self.is_ours(&metadata) => self.give_up_suspects(),
+            (Phase::Writing, State::Open) if self.is_ours(&metadata) => self.still_ours(),
             (Phase::Writing, _) => self.fail(WriteError::Fenced),
             (Phase::Settling, State::Open) if self.is_ours(&metadata) => {
                 // Re-replication has changed earlier fragments. And if it is the version that
@@ -238,11 +242,14 @@ impl Writer {
         }
     }
 
-    /// Notes that the metadata could not be read. The bookies that said "fenced" count as failed;
-    /// a close ends without saying how.
+    /// Notes that the metadata could not be read. The writer goes on if the bookies allow it; a
+    /// close ends without saying how.
     pub fn on_metadata_unavailable(&mut self) {
         match self.phase {
-            Phase::Writing => self.give_up_suspects(),
+            Phase::Writing => {
+                self.doubt = Doubt::None;
+                self.check_quorum();
+            }
             Phase::Settling => self.not_closed(WriteError::Unsettled),
             Phase::Failed(_) | Phase::Closing | Phase::Closed => {}
         }
@@ -306,32 +313,47 @@ impl Writer {
         }
     }
 
-    fn give_up_suspects(&mut self) {
-        for place in &mut self.places {
-            if place.standing == Standing::SaidFenced {
-                place.standing = Standing::Failed(Refusal::Fenced);
+    /// Has the metadata read: somebody may have taken the ledger over.
+    ///
+    /// A bookie in limbo says "fenced" too, and one that cannot be reached may have been fenced;
+    /// only the metadata knows. What is read must be read after the last reason to doubt.
+    fn doubt(&mut self) {
+        self.doubt = match self.doubt {
+            Doubt::None => {
+                self.actions.push_back(Action::ReadMetadata);
+                Doubt::Asked
             }
-        }
-        self.check_quorum();
+            Doubt::Asked | Doubt::AskAgain => Doubt::AskAgain,
+        };
     }
 
-    /// Fails if some entry could not be written any more. While the metadata is being read it
-    /// waits: to be fenced is the better reason.
-    fn check_quorum(&mut self) {
-        if self.places.iter().any(|place| place.standing == Standing::SaidFenced) {
-            return;
+    /// Goes on as far as the bookies allow, since nobody has taken the ledger over.
+    fn still_ours(&mut self) {
+        if mem::replace(&mut self.doubt, Doubt::None) == Doubt::AskAgain {
+            self.doubt();
+        } else {
+            self.check_quorum();
         }
-        let failed = |place: &Place| match &place.standing {
-            Standing::Failed(refusal) => Some(refusal.clone()),
-            Standing::Live | Standing::SaidFenced => None,
-        };
-        let live = (0..self.places.len()).filter(|&p| failed(&self.places[p]).is_none());
-        if self.metadata.replication.is_writable_on(live.collect()) {
+    }
+
+    /// Fails if some entry could not be written any more.
+    fn check_quorum(&mut self) {
+        if self.is_writable() {
             return;
         }
         let ensemble = self.metadata.last_fragment().ensemble.iter();
-        let missing = ensemble.zip(&self.places).filter_map(|(b, p)| Some((*b, failed(p)?)));
+        let missing =
+            ensemble.zip(&self.places).filter_map(|(bookie, place)| match &place.standing {
+                Standing::Live => None,
+                Standing::Failed(refusal) => Some((*bookie, refusal.clone())),
+            });
         self.fail(WriteError::NotEnoughBookies(missing.collect()));
+    }
+
+    /// Says whether every entry can still be written on the places that are live.
+    fn is_writable(&self) -> bool {
+        let live = (0..self.places.len()).filter(|&p| self.places[p].standing == Standing::Live);
+        self.metadata.replication.is_writable_on(live.collect())
     }
 
     fn fail(&mut self, error: WriteError) {
