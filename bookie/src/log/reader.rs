@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::record::{self, Header};
@@ -15,12 +16,16 @@ use crate::executor::Executor;
 
 /// How many segments are kept open for reading.
 const SEGMENTS_OPEN_MAX: usize = 256;
+/// How many [`Reader::read_many`] have a turn at once. A thread for each of a thousand would take
+/// the processors from those who write.
+const TURNS_MAX: usize = 4;
 
 /// Reads records at their places. Clones share their open files.
 #[derive(Clone)]
 pub struct Reader {
     files: Arc<Files>,
     executor: Executor,
+    turns: Arc<Semaphore>,
 }
 
 /// Why a record could not be read. Neither says that it does not exist.
@@ -42,7 +47,8 @@ pub enum ReadError {
 impl Reader {
     /// Reads the log of this UUID on the disk.
     pub fn new(disk: Arc<dyn Disk>, log: Uuid, executor: Executor) -> Self {
-        Self { files: Arc::new(Files { disk, log, open: Mutex::default() }), executor }
+        let files = Arc::new(Files { disk, log, open: Mutex::default() });
+        Self { files, executor, turns: Arc::new(Semaphore::new(TURNS_MAX)) }
     }
 
     /// Reads the payload of a record that is durable.
@@ -54,6 +60,8 @@ impl Reader {
     /// Reads many payloads in one turn of the executor, each with an outcome of its own, in the
     /// order of the places. The caller limits how much it asks for.
     pub async fn read_many(&self, places: Vec<Place>) -> Vec<Result<Bytes, ReadError>> {
+        // Nobody closes the semaphore, so the turn always comes.
+        let _turn = self.turns.acquire().await;
         let files = self.files.clone();
         self.executor.run(move || places.into_iter().map(|place| files.read(place)).collect()).await
     }
