@@ -123,6 +123,21 @@ async fn a_reader_of_an_open_ledger_does_not_disturb_its_writer() {
 }
 
 #[tokio::test]
+async fn many_reads_at_once_share_their_clients_connections() {
+    let (cluster, client) = cluster().await;
+    let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
+    writer.append("a").await.unwrap().await.unwrap();
+    let ledger = writer.id();
+    writer.close().await.unwrap();
+    // More than a bookie lets in at once, were each to come by itself.
+    let reader = cluster.client().await.unwrap().open_ledger(ledger).await.unwrap();
+    for read in join_all((0..500).map(|_| payloads(&reader))).await {
+        assert_eq!(read, ["a"]);
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test]
 async fn a_ledger_without_entries_is_closed_and_recovered() {
     let (cluster, client) = cluster().await;
     let end = State::Closed { last: None, length: 0 };

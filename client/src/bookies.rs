@@ -76,7 +76,7 @@ impl Bookies {
     /// registration tells whether it has moved.
     async fn connection(&self, bookie: BookieId, traffic: Traffic) -> Result<Connection, Refusal> {
         let known = self.lock().get(&(bookie, traffic)).cloned();
-        let remote = match known {
+        let found = match known {
             Some(known) => tokio::select! {
                 biased;
                 connection = known.connection() => return connection.map_err(unreachable),
@@ -84,8 +84,17 @@ impl Bookies {
             },
             None => self.registered(bookie).await?,
         };
-        self.lock().insert((bookie, traffic), remote.clone());
-        remote.connection().await.map_err(unreachable)
+        self.share(bookie, traffic, found).connection().await.map_err(unreachable)
+    }
+
+    /// Returns the one remote that all who want this bookie share, though many found it at once.
+    fn share(&self, bookie: BookieId, traffic: Traffic, found: Remote) -> Remote {
+        let mut remotes = self.lock();
+        let shared = remotes.entry((bookie, traffic)).or_insert_with(|| found.clone());
+        if shared.target().addresses != found.target().addresses {
+            *shared = found;
+        }
+        shared.clone()
     }
 
     /// Waits until a bookie is registered elsewhere than where it was; forever if it is not.
