@@ -29,8 +29,8 @@
 //! # One writer
 //! The writer's UUID goes with its adds, and a bookie takes the adds of a ledger from the first
 //! writer it saw, and from recovery. A bookie that refuses because of a *fence* makes the writer
-//! read the metadata again: if somebody has begun to recover the ledger, the writer is fenced and
-//! stops.
+//! read the metadata again, and so do too few bookies that answer: if somebody has begun to recover
+//! the ledger, the writer is fenced and stops.
 //!
 //! # Recovery
 //! A [`recovery`] takes the ledger over by a CAS from open to in recovery, fences the last
