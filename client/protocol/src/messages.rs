@@ -14,16 +14,29 @@
 //! | 6 | read | client | [`Read`]; for each id, in order, an entry (3) or a refusal (5) comes back |
 //! | 7 | fence | client | [`Fence`]; answered with 8 or 5 |
 //! | 8 | state | bookie | [`LedgerState`] |
+//! | 9 | confirmed | both | fixed: the last add confirmed, an entry id u64 |
+//! | 10 | tail | client | [`Tail`]; answered with 3, 9 and 12 until either side ends the stream |
+//! | 11 | credit | client | fixed: bytes u64 that may be pushed beyond those granted so far |
+//! | 12 | missing | bookie | [`Missing`] |
 //!
 //! A stream of adds is opened with 1, then 2, then entries. Entries of one stream are taken in
 //! order; 4 says that of those sent on this stream in this tenure all from the first to the last
-//! are on disk. On a stream of reads any number of 6 may follow each other. 7 is a request: one
+//! are on disk. Between entries the writer may send 9, which tells its last add confirmed and is
+//! not answered. On a stream of reads any number of 6 may follow each other. 7 is a request: one
 //! frame there, one frame back.
+//!
+//! A stream of pushes is opened with 10; then 11 may follow at any time. The bookie pushes the
+//! entries of the tail's lane in ascending order, each once it is on disk there and known to be
+//! confirmed, and 9 whenever the last add confirmed that it knows has moved; 9 comes before any
+//! entry that it confirms. For an entry of the lane that it ought to have by now, and does not
+//! have or cannot read, it pushes 12 and goes on. It pushes an entry or 12 only while some of the
+//! credit is left, each costing the bytes of its body, so that the last one may overdraw it; 9
+//! costs nothing. It finishes the stream after the lane's last entry, if the tail has an end.
 
 use prost::Message;
 use uuid::Uuid;
 
-use crate::{BookieId, EntryId, LedgerId, Replication, Tenure, WriterId};
+use crate::{BookieId, ENSEMBLE_MAX, EntryId, LedgerId, Replication, Tenure, WriterId};
 
 /// The kinds of frames; see the table of this module.
 pub mod kind {
@@ -43,6 +56,14 @@ pub mod kind {
     pub const FENCE: u8 = 7;
     /// Tells a ledger's state on the bookie.
     pub const STATE: u8 = 8;
+    /// Tells a last add confirmed.
+    pub const CONFIRMED: u8 = 9;
+    /// Asks for entries to be pushed as they are confirmed.
+    pub const TAIL: u8 = 10;
+    /// Lets the bookie push more bytes.
+    pub const CREDIT: u8 = 11;
+    /// Says of an entry that it cannot be pushed, and why.
+    pub const MISSING: u8 = 12;
 }
 
 /// The most entries that one [`Read`] may ask for.
@@ -164,6 +185,54 @@ pub struct LedgerState {
     pub fenced: bool,
 }
 
+/// Asks for one lane of a ledger to be pushed as it is confirmed: the entries from `from` to `to`
+/// whose id divided by `lanes` leaves `lane`.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct Tail {
+    /// The ledger's id.
+    #[prost(uint64, tag = "1")]
+    pub ledger: u64,
+    /// The first entry that may be pushed.
+    #[prost(uint64, tag = "2")]
+    pub from: u64,
+    /// The last entry to be pushed; without it there is no end.
+    #[prost(uint64, optional, tag = "3")]
+    pub to: Option<u64>,
+    /// How many lanes the ledger is cut into: 1 to [`ENSEMBLE_MAX`](crate::ENSEMBLE_MAX).
+    #[prost(uint32, tag = "4")]
+    pub lanes: u32,
+    /// Which lane, below `lanes`.
+    #[prost(uint32, tag = "5")]
+    pub lane: u32,
+    /// The bytes that may be pushed until more are granted.
+    #[prost(uint64, tag = "6")]
+    pub credit: u64,
+}
+
+impl Tail {
+    /// Returns the ledger, or says what is wrong with the request.
+    pub fn parse(&self) -> Result<LedgerId, Refusal> {
+        let lanes = usize::try_from(self.lanes).unwrap_or(usize::MAX);
+        if !(1..=ENSEMBLE_MAX).contains(&lanes) || self.lane >= self.lanes {
+            return Err(bad(&format!(
+                "cut the ledger into 1 to {ENSEMBLE_MAX} lanes, and name one"
+            )));
+        }
+        ledger(self.ledger)
+    }
+}
+
+/// Says of an entry of a tail that it cannot be pushed.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct Missing {
+    /// The entry.
+    #[prost(uint64, tag = "1")]
+    pub entry: u64,
+    /// Why.
+    #[prost(message, required, tag = "2")]
+    pub refused: Refused,
+}
+
 /// Acknowledges: of the entries sent on this stream in this tenure, all from the first to the
 /// last are on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -194,6 +263,16 @@ impl Added {
             last: EntryId::new(u64_at(body, 16)?),
         })
     }
+}
+
+/// Encodes the body of a frame that is one number: of [`kind::CONFIRMED`] or [`kind::CREDIT`].
+pub const fn encode_number(number: u64) -> [u8; 8] {
+    number.to_le_bytes()
+}
+
+/// Decodes what [`encode_number`] made; none when it is too short.
+pub fn decode_number(body: &[u8]) -> Option<u64> {
+    u64_at(body, 0)
 }
 
 /// Encodes the body of a tenure frame.

@@ -111,6 +111,16 @@ impl LedgerMetadata {
         &self.fragments[after.saturating_sub(1)]
     }
 
+    /// Gives new entries another ensemble from `first` on, before which the ledger has
+    /// `length_before` bytes. A last fragment that begins there has no entries yet that count,
+    /// and is replaced.
+    pub fn change_ensemble(&mut self, first: EntryId, length_before: u64, ensemble: Vec<BookieId>) {
+        if self.last_fragment().first == first {
+            self.fragments.pop();
+        }
+        self.fragments.push(Fragment { first, length_before, ensemble });
+    }
+
     /// Returns every bookie that some fragment names.
     pub fn bookies(&self) -> BTreeSet<BookieId> {
         self.fragments.iter().flat_map(|fragment| fragment.ensemble.iter().copied()).collect()
