@@ -1,19 +1,28 @@
-//! The writer: numbers entries, counts acknowledgements, confirms in order, closes.
+//! The writer: numbers entries, counts acknowledgements, confirms in order, changes the ensemble
+//! when a bookie fails, closes.
 
-use std::collections::VecDeque;
-use std::mem;
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::{
     BookieId, Entry, EntryHeader, EntryId, LedgerMetadata, MetadataVersion, PAYLOAD_BYTES_MAX,
     Places, Refusal, State, Tenure,
 };
 
+use change::Change;
+
+pub(crate) use actions::list;
+pub use actions::{Action, CasOutcome, WriteError};
+
+mod actions;
+mod change;
+
 /// Appends to one open ledger.
 ///
 /// Feed it with [`append`](Self::append), [`close`](Self::close) and `on_*`; after each call,
-/// take actions until there is none.
+/// take actions until there is none. It asks the metastore one question at a time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Writer {
+    /// The newest metadata that is known to have been there while the ledger was ours.
     version: MetadataVersion,
     metadata: LedgerMetadata,
     places: Vec<Place>,
@@ -22,18 +31,26 @@ pub struct Writer {
     pending: VecDeque<Pending>,
     last_add_confirmed: Option<EntryId>,
     confirmed_length: u64,
+    /// The last add confirmed that the bookies were told.
+    told: Option<EntryId>,
     phase: Phase,
-    doubt: Doubt,
+    /// The ensemble change whose outcome is not known.
+    change: Option<Change>,
+    /// Bookies are being sought for the places that have failed.
+    choosing: bool,
+    /// The bookies that will never take entries of this ledger.
+    refused: BTreeSet<BookieId>,
+    /// What the metastore was asked and has not answered.
+    asked: Option<Question>,
+    /// Somebody may have taken the ledger over: the metadata must be read after this was set.
+    doubt: bool,
+    /// A compare-and-set did not win, so the metadata must be read before the next.
+    unsettled: bool,
+    /// The last question got no answer.
+    metastore_away: bool,
+    /// The appends have waited for too long.
+    overdue: bool,
     actions: VecDeque<Action>,
-}
-
-/// Whether the metadata is being read because somebody may have taken the ledger over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Doubt {
-    None,
-    Asked,
-    /// There was another reason meanwhile, so what is being read may be too old.
-    AskAgain,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -59,80 +76,16 @@ enum Phase {
     Writing,
     /// An append has failed: the writer can only close.
     Failed(WriteError),
-    /// The close is with the metastore.
+    /// The close is with the metastore, or will be when the question before it is answered.
     Closing,
-    /// The close did not win, or got no answer: the metadata will tell what is there.
-    Settling,
     Closed,
 }
 
-/// What the writer wants to be done.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// Send an entry to the bookie at a place. Entries for one place go out in this order.
-    Send {
-        /// The place in the ensemble.
-        place: usize,
-        /// The tenure that its acknowledgement must carry.
-        tenure: Tenure,
-        /// What to send.
-        entry: Entry,
-    },
-    /// All entries up to this one are acknowledged.
-    Confirm(EntryId),
-    /// Every append that is not confirmed has failed, and so will every later one.
-    Fail(WriteError),
-    /// Read the metadata, and report by [`Writer::on_metadata`].
-    ReadMetadata,
-    /// Replace the metadata if its version is still this one, and report by [`Writer::on_cas`].
-    Cas {
-        /// The version to be replaced.
-        version: MetadataVersion,
-        /// What to put there.
-        metadata: LedgerMetadata,
-    },
-    /// The ledger is closed with this end. It is the last action.
-    Closed {
-        /// The last entry.
-        last: Option<EntryId>,
-    },
-    /// The ledger could not be closed by its writer. It is the last action.
-    NotClosed(WriteError),
-}
-
-/// Why a writer cannot go on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum WriteError {
-    /// Another client recovers the ledger, or has closed it.
-    #[error("fenced: another client has taken the ledger over")]
-    Fenced,
-    /// Too few bookies of the ensemble take entries.
-    #[error("not enough bookies: {}", list(.0))]
-    NotEnoughBookies(Vec<(BookieId, Refusal)>),
-    /// The metastore did not answer while the ledger was being closed. Whether it is closed is
-    /// not known; a recovery settles it.
-    #[error("the metastore did not answer, so it is not known whether the ledger is closed")]
-    Unsettled,
-    /// The ledger was deleted.
-    #[error("the ledger was deleted")]
-    Deleted,
-    /// The writer was closed.
-    #[error("the writer is closed")]
-    Closed,
-    /// The payload is longer than [`PAYLOAD_BYTES_MAX`]. The writer goes on.
-    #[error("the entry has {0} bytes, and the limit is {PAYLOAD_BYTES_MAX}")]
-    TooLarge(usize),
-}
-
-/// How a compare-and-set ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CasOutcome {
-    /// It took effect, and the metadata has this version now.
-    Won(MetadataVersion),
-    /// Another version stood there, and nothing happened.
-    Lost,
-    /// No answer came: it may have taken effect, or may still do so.
-    Unknown,
+enum Question {
+    Read,
+    Change,
+    Close,
 }
 
 impl Writer {
@@ -146,8 +99,16 @@ impl Writer {
             pending: VecDeque::new(),
             last_add_confirmed: None,
             confirmed_length: 0,
+            told: None,
             phase: Phase::Writing,
-            doubt: Doubt::None,
+            change: None,
+            choosing: false,
+            refused: BTreeSet::new(),
+            asked: None,
+            doubt: false,
+            unsettled: false,
+            metastore_away: false,
+            overdue: false,
             actions: VecDeque::new(),
         }
     }
@@ -157,7 +118,7 @@ impl Writer {
         match &self.phase {
             Phase::Writing => {}
             Phase::Failed(error) => return Err(error.clone()),
-            Phase::Closing | Phase::Settling | Phase::Closed => return Err(WriteError::Closed),
+            Phase::Closing | Phase::Closed => return Err(WriteError::Closed),
         }
         if payload.len() > PAYLOAD_BYTES_MAX {
             return Err(WriteError::TooLarge(payload.len()));
@@ -172,19 +133,17 @@ impl Writer {
         };
         let entry = Entry::encode(header, payload);
         for place in self.metadata.replication.write_set(header.entry.get()) {
-            let Place { tenure, standing } = &self.places[place];
-            if *standing == Standing::Live {
-                let send = Action::Send { place, tenure: *tenure, entry: entry.clone() };
-                self.actions.push_back(send);
-            }
+            self.send(place, &entry);
         }
+        self.told = self.told.max(self.last_add_confirmed);
         self.pending.push_back(Pending { entry, acknowledged: Places::default() });
         Ok(header.entry)
     }
 
     /// Takes the acknowledgement of a run of entries that were sent to a place in a tenure.
     pub fn on_added(&mut self, place: usize, tenure: Tenure, first: EntryId, last: EntryId) {
-        if self.phase != Phase::Writing || self.places[place].tenure != tenure {
+        let counts = self.places[place].tenure == tenure && !self.is_being_replaced(place);
+        if self.phase != Phase::Writing || !counts {
             return;
         }
         let lowest = EntryId::after(self.last_add_confirmed);
@@ -199,82 +158,136 @@ impl Writer {
         self.confirm();
     }
 
-    /// Takes a refusal of the bookie at a place, or a failure to reach it. The place is given up.
+    /// Takes a refusal of the bookie at a place, or a failure to reach it. The place has failed
+    /// until there is a bookie for it.
     pub fn on_refused(&mut self, place: usize, tenure: Tenure, refusal: Refusal) {
         let Place { tenure: of_now, standing } = &self.places[place];
         if self.phase != Phase::Writing || *of_now != tenure || *standing != Standing::Live {
             return;
         }
         let said_fenced = refusal == Refusal::Fenced;
-        self.places[place].standing = Standing::Failed(refusal);
-        if said_fenced || !self.is_writable() {
-            self.doubt();
+        if !matches!(refusal, Refusal::Unknown(_) | Refusal::ReadOnly(_)) {
+            self.refused.insert(self.metadata.last_fragment().ensemble[place]);
         }
+        self.places[place].standing = Standing::Failed(refusal);
+        // A bookie in limbo says "fenced" too, and one that cannot be reached may have been fenced:
+        // only the metadata knows.
+        let live = self.lacking().complement();
+        self.doubt |= said_fenced || !self.metadata.replication.is_writable_on(live);
+        self.go_on();
+    }
+
+    /// Notes that nothing was appended for a while: the bookies are told the last add confirmed,
+    /// which no entry may tell them soon.
+    pub fn on_idle(&mut self) {
+        let Some(confirmed) = self.last_add_confirmed.filter(|_| self.is_untold()) else { return };
+        for place in 0..self.places.len() {
+            if self.places[place].standing == Standing::Live {
+                let tenure = self.places[place].tenure;
+                self.actions.push_back(Action::Tell { place, tenure, confirmed });
+            }
+        }
+        self.told = Some(confirmed);
+    }
+
+    /// Notes that nothing was confirmed for as long as appends are to wait. They fail, unless the
+    /// metadata tells that the ledger was taken over, or a confirmation comes first.
+    pub fn on_overdue(&mut self) {
+        if self.phase != Phase::Writing || self.pending.is_empty() {
+            return;
+        }
+        if self.metastore_away {
+            return self.give_up();
+        }
+        (self.overdue, self.doubt) = (true, true);
+        self.go_on();
     }
 
     /// Closes the ledger at the last add confirmed; what is not confirmed fails.
     pub fn close(&mut self) {
-        if matches!(self.phase, Phase::Closing | Phase::Settling | Phase::Closed) {
-            return;
+        match self.phase {
+            Phase::Closing | Phase::Closed => return,
+            Phase::Writing => self.fail(WriteError::Closed),
+            Phase::Failed(_) => {}
         }
-        if self.phase == Phase::Writing {
-            self.pending.clear();
-            self.actions.push_back(Action::Fail(WriteError::Closed));
-        }
-        self.cas_closed();
+        self.phase = Phase::Closing;
+        self.go_on();
     }
 
     /// Takes the metadata that was asked for.
     pub fn on_metadata(&mut self, version: MetadataVersion, metadata: LedgerMetadata) {
-        match (&self.phase, metadata.state) {
-            (Phase::Writing, State::Open) if self.is_ours(&metadata) => self.still_ours(),
-            (Phase::Writing, _) => self.fail(WriteError::Fenced),
-            (Phase::Settling, State::Open) if self.is_ours(&metadata) => {
-                // Re-replication has changed earlier fragments. And if it is the version that
-                // we tried to replace, our attempt may still land, and so may be repeated.
-                (self.version, self.metadata) = (version, metadata);
-                self.cas_closed();
-            }
-            (Phase::Settling, state) if state == self.end() => self.closed(),
-            (Phase::Settling, _) => self.not_closed(WriteError::Fenced),
-            // Asked for before the close was: the outcome of its CAS says more.
-            (Phase::Failed(_) | Phase::Closing | Phase::Closed, _) => {}
+        if !self.answered(Question::Read) {
+            return;
         }
+        let state = metadata.state;
+        let ours = metadata.writer == self.metadata.writer
+            && state == State::Open
+            && self.learn(version, metadata);
+        match self.phase {
+            Phase::Writing if !ours => self.fail(WriteError::Fenced),
+            Phase::Writing if self.overdue && !self.doubt => self.give_up(),
+            Phase::Closing if state == self.end() => self.closed(),
+            Phase::Closing if !ours => self.not_closed(WriteError::Fenced),
+            Phase::Writing | Phase::Closing | Phase::Failed(_) | Phase::Closed => {}
+        }
+        self.go_on();
     }
 
-    /// Notes that the metadata could not be read. The writer goes on if the bookies allow it; a
-    /// close ends without saying how.
+    /// Notes that the metadata could not be read. The writer goes on as far as the bookies allow,
+    /// and asks again; a close ends without saying how.
     pub fn on_metadata_unavailable(&mut self) {
-        match self.phase {
-            Phase::Writing => {
-                self.doubt = Doubt::None;
-                self.check_quorum();
-            }
-            Phase::Settling => self.not_closed(WriteError::Unsettled),
-            Phase::Failed(_) | Phase::Closing | Phase::Closed => {}
+        if !self.answered(Question::Read) {
+            return;
         }
+        self.metastore_away = true;
+        match self.phase {
+            Phase::Writing if self.overdue => return self.give_up(),
+            Phase::Writing => self.doubt = true,
+            Phase::Closing if self.unsettled => return self.not_closed(WriteError::Unsettled),
+            Phase::Closing | Phase::Failed(_) | Phase::Closed => {}
+        }
+        self.go_on();
     }
 
     /// Notes that the metadata that was asked for is not there any more.
     pub fn on_deleted(&mut self) {
+        if !self.answered(Question::Read) {
+            return;
+        }
         match self.phase {
             Phase::Writing => self.fail(WriteError::Deleted),
-            Phase::Settling => self.not_closed(WriteError::Deleted),
-            Phase::Failed(_) | Phase::Closing | Phase::Closed => {}
+            Phase::Closing => self.not_closed(WriteError::Deleted),
+            Phase::Failed(_) | Phase::Closed => {}
         }
     }
 
     /// Takes the outcome of a compare-and-set.
     pub fn on_cas(&mut self, outcome: CasOutcome) {
-        match outcome {
-            CasOutcome::Won(version) => {
+        let Some(question @ (Question::Change | Question::Close)) = self.asked else { return };
+        self.answered(question);
+        match (outcome, question) {
+            (CasOutcome::Won(version), Question::Close) => {
                 self.version = version;
-                self.closed();
+                return self.closed();
             }
-            CasOutcome::Lost | CasOutcome::Unknown => {
-                self.phase = Phase::Settling;
-                self.actions.push_back(Action::ReadMetadata);
+            (CasOutcome::Won(version), _) => self.change_won(version),
+            (CasOutcome::Lost, _) => self.unsettled = true,
+            (CasOutcome::Unknown, _) => (self.unsettled, self.metastore_away) = (true, true),
+        }
+        self.go_on();
+    }
+
+    /// Notes that what was to be put into the metastore can never be, and why. It was not sent.
+    pub fn on_cas_impossible(&mut self, why: String) {
+        let Some(question @ (Question::Change | Question::Close)) = self.asked else { return };
+        self.answered(question);
+        self.change = None;
+        match self.phase {
+            Phase::Writing => self.fail(WriteError::NotStored(why)),
+            Phase::Closing if question == Question::Close => {
+                self.not_closed(WriteError::NotStored(why));
             }
+            Phase::Closing | Phase::Failed(_) | Phase::Closed => self.go_on(),
         }
     }
 
@@ -288,9 +301,24 @@ impl Writer {
         self.last_add_confirmed
     }
 
-    /// Returns the ledger's metadata as the writer knows it.
+    /// Says whether the bookies have not been told the last add confirmed.
+    pub fn is_untold(&self) -> bool {
+        self.phase == Phase::Writing && self.last_add_confirmed > self.told
+    }
+
+    /// Returns the ledger's metadata as the writer knows it. The places of its actions are of the
+    /// last ensemble.
     pub const fn metadata(&self) -> &LedgerMetadata {
         &self.metadata
+    }
+
+    /// Sends an entry to a place, if a bookie is there that takes it.
+    fn send(&mut self, place: usize, entry: &Entry) {
+        let Place { tenure, standing } = &self.places[place];
+        if *standing == Standing::Live {
+            let send = Action::Send { place, tenure: *tenure, entry: entry.clone() };
+            self.actions.push_back(send);
+        }
     }
 
     /// Confirms from the lowest pending entry on, as far as all are written.
@@ -309,51 +337,63 @@ impl Writer {
         if let Some(confirmed) =
             self.last_add_confirmed.filter(|_| self.last_add_confirmed > before)
         {
+            self.overdue = false;
             self.actions.push_back(Action::Confirm(confirmed));
         }
     }
 
-    /// Has the metadata read: somebody may have taken the ledger over.
-    ///
-    /// A bookie in limbo says "fenced" too, and one that cannot be reached may have been fenced;
-    /// only the metadata knows. What is read must be read after the last reason to doubt.
-    fn doubt(&mut self) {
-        self.doubt = match self.doubt {
-            Doubt::None => {
-                self.actions.push_back(Action::ReadMetadata);
-                Doubt::Asked
-            }
-            Doubt::Asked | Doubt::AskAgain => Doubt::AskAgain,
-        };
-    }
-
-    /// Goes on as far as the bookies allow, since nobody has taken the ledger over.
-    fn still_ours(&mut self) {
-        if mem::replace(&mut self.doubt, Doubt::None) == Doubt::AskAgain {
-            self.doubt();
-        } else {
-            self.check_quorum();
-        }
-    }
-
-    /// Fails if some entry could not be written any more.
-    fn check_quorum(&mut self) {
-        if self.is_writable() {
+    /// Asks for what is needed next, unless a question is open.
+    fn go_on(&mut self) {
+        self.choose();
+        if self.asked.is_some() {
             return;
         }
-        let ensemble = self.metadata.last_fragment().ensemble.iter();
-        let missing =
-            ensemble.zip(&self.places).filter_map(|(bookie, place)| match &place.standing {
-                Standing::Live => None,
-                Standing::Failed(refusal) => Some((*bookie, refusal.clone())),
-            });
-        self.fail(WriteError::NotEnoughBookies(missing.collect()));
+        let question = match self.phase {
+            Phase::Writing if self.doubt || self.unsettled => Question::Read,
+            Phase::Writing if self.change.is_some() => Question::Change,
+            Phase::Closing if self.unsettled => Question::Read,
+            Phase::Closing => Question::Close,
+            Phase::Writing | Phase::Failed(_) | Phase::Closed => return,
+        };
+        self.asked = Some(question);
+        let action = match question {
+            Question::Read => {
+                self.doubt = false;
+                Action::ReadMetadata
+            }
+            Question::Change => self.cas(self.changed()),
+            Question::Close => {
+                self.cas(LedgerMetadata { state: self.end(), ..self.metadata.clone() })
+            }
+        };
+        self.actions.push_back(action);
     }
 
-    /// Says whether every entry can still be written on the places that are live.
-    fn is_writable(&self) -> bool {
-        let live = (0..self.places.len()).filter(|&p| self.places[p].standing == Standing::Live);
-        self.metadata.replication.is_writable_on(live.collect())
+    const fn cas(&self, metadata: LedgerMetadata) -> Action {
+        Action::Cas { version: self.version, metadata }
+    }
+
+    /// Closes the question that is open; says whether it was this one.
+    fn answered(&mut self, question: Question) -> bool {
+        let answered = self.asked == Some(question);
+        if answered {
+            (self.asked, self.metastore_away) = (None, false);
+        }
+        answered
+    }
+
+    /// Fails because too few bookies took entries for too long.
+    fn give_up(&mut self) {
+        let ensemble = self.metadata.last_fragment().ensemble.iter();
+        let failed = ensemble.zip(&self.places).filter_map(|(bookie, place)| {
+            let Standing::Failed(refusal) = &place.standing else { return None };
+            Some((*bookie, refusal.clone()))
+        });
+        let failed = failed.collect();
+        self.fail(match self.change {
+            Some(_) => WriteError::NotReplaced(failed),
+            None => WriteError::NotEnoughBookies(failed),
+        });
     }
 
     fn fail(&mut self, error: WriteError) {
@@ -362,18 +402,8 @@ impl Writer {
         self.actions.push_back(Action::Fail(error));
     }
 
-    fn is_ours(&self, metadata: &LedgerMetadata) -> bool {
-        metadata.writer == self.metadata.writer
-    }
-
     const fn end(&self) -> State {
         State::Closed { last: self.last_add_confirmed, length: self.confirmed_length }
-    }
-
-    fn cas_closed(&mut self) {
-        self.phase = Phase::Closing;
-        let metadata = LedgerMetadata { state: self.end(), ..self.metadata.clone() };
-        self.actions.push_back(Action::Cas { version: self.version, metadata });
     }
 
     fn not_closed(&mut self, error: WriteError) {
@@ -386,10 +416,4 @@ impl Writer {
         self.metadata.state = self.end();
         self.actions.push_back(Action::Closed { last: self.last_add_confirmed });
     }
-}
-
-/// Names each bookie with what it said.
-pub(crate) fn list(refusals: &[(BookieId, Refusal)]) -> String {
-    let said = refusals.iter().map(|(bookie, refusal)| format!("bookie {bookie}: {refusal}"));
-    said.collect::<Vec<_>>().join("; ")
 }

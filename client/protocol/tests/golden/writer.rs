@@ -1,13 +1,14 @@
 //! Scripts of the writer.
 
 use std::error::Error;
+use std::str::FromStr;
 
 use goldenscript::{Command, Context};
 use inkfast_protocol::writer::{Action, Writer};
-use inkfast_protocol::{EntryId, Tenure};
+use inkfast_protocol::{BookieId, EntryId, Tenure};
 
 use crate::metastore::{Metastore, Told};
-use crate::words::{Said, entry_or_none, short};
+use crate::words::{Name, Said, entry_or_none, short};
 
 #[derive(Default)]
 pub(crate) struct Runner {
@@ -44,7 +45,15 @@ pub(crate) enum Input {
         #[arg(key, optional)]
         tenure: u64,
     },
+    /// Bookies were found for places, each `PLACE/BOOKIE`.
+    Chosen(Vec<Choice>),
+    /// Nothing was appended for a while.
+    Idle,
+    /// Nothing was confirmed for too long.
+    Overdue,
     Close,
+    /// What was to be put into the metastore does not fit.
+    Impossible,
     /// The metadata cannot be read.
     NoMetadata,
     /// The metadata is not there any more.
@@ -52,6 +61,19 @@ pub(crate) enum Input {
     /// What happens in the metastore.
     #[command(other)]
     Metastore(Command),
+}
+
+/// A bookie for a place.
+pub(crate) struct Choice(usize, BookieId);
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (place, bookie) = text.split_once('/').ok_or("a choice is 2/b3")?;
+        let place = place.parse().map_err(|_| format!("'{place}' is no place"))?;
+        Ok(Self(place, bookie.parse::<Name>()?.0))
+    }
 }
 
 impl goldenscript::Runner for Runner {
@@ -79,7 +101,14 @@ impl goldenscript::Runner for Runner {
             Input::Refused { by, why, tenure } => {
                 self.writer()?.on_refused(*by, Tenure(*tenure), why.0.clone());
             }
+            Input::Chosen(choices) => {
+                let chosen = choices.iter().map(|Choice(place, bookie)| (*place, *bookie));
+                self.writer()?.on_chosen(&chosen.collect());
+            }
+            Input::Idle => self.writer()?.on_idle(),
+            Input::Overdue => self.writer()?.on_overdue(),
             Input::Close => self.writer()?.close(),
+            Input::Impossible => self.writer()?.on_cas_impossible("it does not fit".to_owned()),
             Input::NoMetadata => self.writer()?.on_metadata_unavailable(),
             Input::NoLedger => self.writer()?.on_deleted(),
             Input::Metastore(command) => match self.metastore.run(command)? {
@@ -119,6 +148,18 @@ impl Runner {
                         entry.id(),
                         header.length
                     )
+                }
+                Action::Tell { place, confirmed, .. } => {
+                    let told = format!("tell {confirmed} to");
+                    match lines.last_mut().filter(|line| line.starts_with(&told)) {
+                        Some(line) => *line += &format!(" {place}"),
+                        None => lines.push(format!("{told} {place}")),
+                    }
+                    continue;
+                }
+                Action::Choose => {
+                    let lacking = self.writer.as_ref().map(Writer::lacking);
+                    format!("choose bookies for {:?}", lacking.unwrap_or_default())
                 }
                 Action::Confirm(entry) => format!("confirm up to {entry}"),
                 Action::Fail(error) => format!("fail: {}", short(&error)),

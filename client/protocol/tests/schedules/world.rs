@@ -387,7 +387,10 @@ impl World {
                         matches!(self.end, Some(State::Closed { last: end, .. }) if end == last)
                     );
                 }
-                writer::Action::NotClosed(_) | writer::Action::Fail(_) => {}
+                writer::Action::NotClosed(_)
+                | writer::Action::Fail(_)
+                | writer::Action::Tell { .. }
+                | writer::Action::Choose => {}
             }
         }
         for r in 0..self.recoveries.len() {
