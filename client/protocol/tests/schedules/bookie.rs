@@ -4,13 +4,22 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use inkfast_protocol::gate::{Action, Adder, Answer, Gate, Record, Stored, Ticket};
-use inkfast_protocol::{Entry, EntryId, WriterId};
+use inkfast_protocol::{Entry, EntryId, Refusal, WriterId};
+
+/// The ticket of a copy, which nobody waits for.
+const COPY: Ticket = Ticket::MAX;
 
 pub(crate) struct Bookie {
     pub(crate) hung: bool,
+    /// How many more adds it takes before its disk is full.
+    pub(crate) room: usize,
     gate: Gate,
     disk: Disk,
     log: VecDeque<Record>,
+    /// The last add confirmed that the writer has told outside of entries. It is not on disk.
+    told: Option<EntryId>,
+    /// A fence is on its way to the disk, or there: the writer is not believed any more.
+    fencing: bool,
     /// It has told somebody that the ledger is fenced.
     told_fenced: bool,
 }
@@ -27,10 +36,24 @@ type Answers = Vec<(Ticket, Answer)>;
 impl Bookie {
     pub(crate) fn new() -> Self {
         let (gate, disk) = (Gate::new(false, None, None), Disk::default());
-        Self { hung: false, gate, disk, log: VecDeque::new(), told_fenced: false }
+        let log = VecDeque::new();
+        Self {
+            hung: false,
+            room: usize::MAX,
+            gate,
+            disk,
+            log,
+            told: None,
+            fencing: false,
+            told_fenced: false,
+        }
     }
 
     pub(crate) fn add(&mut self, ticket: Ticket, by: Option<WriterId>, entry: &Entry) -> Answers {
+        let Some(room) = self.room.checked_sub(1) else {
+            return vec![(ticket, Answer::Refused(Refusal::ReadOnly("full".to_owned())))];
+        };
+        self.room = room;
         let adder = match by {
             Some(id) => Adder::Writer { id, fragment: Bytes::new() },
             None => Adder::Recovery,
@@ -44,9 +67,35 @@ impl Bookie {
         self.answers()
     }
 
+    /// Takes the last add confirmed from a writer, unless it is not the writer any more.
+    pub(crate) fn tell(&mut self, by: WriterId, confirmed: EntryId) {
+        if !self.fencing && self.disk.writer.is_none_or(|first| first == by) {
+            self.told = self.told.max(Some(confirmed));
+        }
+    }
+
     pub(crate) fn fence(&mut self, ticket: Ticket) -> Answers {
+        self.fencing = true;
         self.gate.on_fence(ticket);
         self.answers()
+    }
+
+    /// Takes copies of entries that were lost elsewhere, and has them on disk.
+    pub(crate) fn copy(&mut self, entries: Vec<Entry>) -> Answers {
+        let mut answers = Vec::new();
+        for entry in entries {
+            self.room = self.room.saturating_add(1);
+            answers.append(&mut self.add(COPY, None, &entry));
+        }
+        while self.is_unsynced() {
+            answers.append(&mut self.sync());
+        }
+        answers.retain(|(ticket, _)| *ticket != COPY);
+        answers
+    }
+
+    pub(crate) fn is_unsynced(&self) -> bool {
+        !self.log.is_empty()
     }
 
     pub(crate) fn entry(&self, id: EntryId) -> Option<&Entry> {
@@ -58,7 +107,7 @@ impl Bookie {
     }
 
     pub(crate) fn last_add_confirmed(&self) -> Option<EntryId> {
-        self.gate.last_add_confirmed()
+        self.gate.last_add_confirmed().max(self.told)
     }
 
     /// Puts the next record of the log on disk.
@@ -81,6 +130,7 @@ impl Bookie {
 
     pub(crate) fn restart(&mut self) {
         self.log.clear();
+        (self.told, self.fencing) = (None, self.disk.fenced);
         let confirmed = self.entries().filter_map(|e| e.header().last_add_confirmed).max();
         self.gate = Gate::new(self.disk.fenced, self.disk.writer, confirmed);
     }
@@ -94,10 +144,12 @@ impl Bookie {
         while let Some(action) = self.gate.next_action() {
             match action {
                 Action::Write(record) => self.log.push_back(record),
-                Action::Answer(ticket, answer) => {
-                    self.told_fenced |= matches!(answer, Answer::Fenced { .. });
-                    answers.push((ticket, answer));
+                Action::Answer(ticket, Answer::Fenced { last_add_confirmed }) => {
+                    self.told_fenced = true;
+                    let last_add_confirmed = last_add_confirmed.max(self.told);
+                    answers.push((ticket, Answer::Fenced { last_add_confirmed }));
                 }
+                Action::Answer(ticket, answer) => answers.push((ticket, answer)),
             }
         }
         answers

@@ -1,87 +1,80 @@
-//! The writer, the recoveries, the bookies and the metastore, and all that is on its way between
-//! them. What the protocol promises is checked after every step.
+//! The writer, the recoveries, the bookies and the metastore, and what can happen to them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use inkfast_protocol::gate::Answer;
-use inkfast_protocol::recovery::{self, Recovery};
+use inkfast_protocol::recovery::{self, Recovery, Round};
 use inkfast_protocol::writer::{self, CasOutcome, Writer};
-use inkfast_protocol::{
-    Entry, EntryId, LedgerMetadata, MetadataVersion, Places, Refusal, Replication, State,
-};
+use inkfast_protocol::{BookieId, Entry, EntryId, Refusal, Replication, State, Tenure};
 
 use crate::bookie::Bookie;
-use crate::ledgers::{entry, ledger};
+use crate::ledgers::{bookie, entry, ledger};
+use crate::messages::{Asked, Message, Question, Ticket};
+use crate::metastore::Metastore;
 
-const ENTRIES_MAX: usize = 10;
+const ENTRIES_MAX: usize = 16;
 const RECOVERIES_MAX: usize = 3;
-/// A recovery that is not disturbed has ended after so many deliveries.
-const DELIVERIES_MAX: usize = 20_000;
 
 pub(crate) struct World {
-    replication: Replication,
-    version: MetadataVersion,
-    metadata: LedgerMetadata,
-    bookies: Vec<Bookie>,
-    writer: Writer,
-    recoveries: Vec<Recovery>,
+    pub(crate) replication: Replication,
+    pub(crate) metastore: Metastore,
+    pub(crate) bookies: Vec<Bookie>,
+    pub(crate) writer: Writer,
+    pub(crate) recoveries: Vec<Recovery>,
     /// All that was ever asked; its index is the ticket.
-    questions: Vec<Question>,
+    pub(crate) questions: Vec<Question>,
     /// Those that may still time out.
-    waiting: BTreeSet<Ticket>,
-    on_the_way: Vec<Message>,
+    pub(crate) waiting: BTreeSet<Ticket>,
+    /// Ordered by when it was sent.
+    pub(crate) on_the_way: Vec<Message>,
+    /// The bookie that each place of the writer had in each tenure.
+    pub(crate) streams: BTreeMap<(usize, Tenure), usize>,
     /// What was appended, by id.
-    appended: Vec<Entry>,
-    confirmed: Option<EntryId>,
-    /// How the ledger was closed, once it was.
-    end: Option<State>,
-    /// The recovery that ended last has closed the ledger.
-    recovered: bool,
-}
-
-/// Names a question.
-type Ticket = usize;
-
-/// An action of a machine that somebody has to answer.
-#[derive(Clone)]
-enum Question {
-    Writer(writer::Action),
-    Recovery(usize, recovery::Action),
-}
-
-enum Message {
-    Question(Ticket),
-    Bookie(Ticket, Answer),
-    Copy(Ticket, Entry),
-    Cas(Ticket, CasOutcome),
-    Metadata(Ticket, MetadataVersion, LedgerMetadata),
+    pub(crate) appended: Vec<Entry>,
+    pub(crate) confirmed: Option<EntryId>,
+    /// The appends of the writer have failed.
+    pub(crate) failed: bool,
+    /// The writer has said its last word.
+    pub(crate) ended: bool,
+    /// The writer waits for bookies.
+    pub(crate) choosing: bool,
+    /// The recoveries that wait for bookies, or have waited for them in an earlier round.
+    pub(crate) seeking: BTreeSet<(usize, Round)>,
+    /// The recovery that began last has closed the ledger.
+    pub(crate) recovered: bool,
 }
 
 impl World {
-    pub(crate) fn new(replication: Replication) -> Self {
-        let (version, metadata) = (MetadataVersion(1), ledger(replication));
+    pub(crate) fn new(replication: Replication, spares: usize) -> Self {
+        let metastore = Metastore::new(ledger(replication));
         Self {
             replication,
-            version,
-            bookies: (0..replication.ensemble()).map(|_| Bookie::new()).collect(),
-            writer: Writer::new(version, metadata.clone()),
-            metadata,
+            bookies: (0..replication.ensemble() + spares).map(|_| Bookie::new()).collect(),
+            writer: Writer::new(metastore.version, metastore.metadata.clone()),
+            metastore,
             recoveries: Vec::new(),
             questions: Vec::new(),
             waiting: BTreeSet::new(),
             on_the_way: Vec::new(),
+            streams: BTreeMap::new(),
             appended: Vec::new(),
             confirmed: None,
-            end: None,
+            failed: false,
+            ended: false,
+            choosing: false,
+            seeking: BTreeSet::new(),
             recovered: false,
         }
     }
 
     pub(crate) fn append(&mut self) {
-        let number = self.appended.len();
-        if number == ENTRIES_MAX {
-            return;
+        if self.appended.len() < ENTRIES_MAX {
+            self.append_one();
         }
+    }
+
+    pub(crate) fn append_one(&mut self) {
+        let number = self.appended.len();
         // Each entry has other bytes and another length.
         let payload = vec![b'x'; number];
         if let Ok(id) = self.writer.append(&payload, 0) {
@@ -91,6 +84,16 @@ impl World {
             let length = before + payload.len() as u64;
             self.appended.push(entry(id.get(), confirmed, length, &payload));
         }
+        self.take_actions();
+    }
+
+    pub(crate) fn idle(&mut self) {
+        self.writer.on_idle();
+        self.take_actions();
+    }
+
+    pub(crate) fn overdue(&mut self) {
+        self.writer.on_overdue();
         self.take_actions();
     }
 
@@ -105,342 +108,226 @@ impl World {
         }
     }
 
-    pub(crate) fn deliver(&mut self, which: usize) {
-        let taken = |message: &Message| match message {
-            Message::Question(ticket) => {
-                place_of(&self.questions[*ticket]).is_none_or(|place| !self.bookies[place].hung)
+    pub(crate) fn begin_recovery(&mut self) {
+        let Metastore { version, metadata, .. } = &self.metastore;
+        self.recoveries.push(Recovery::new(*version, metadata.clone()));
+        self.take_actions();
+    }
+
+    /// Gives bookies to a recovery that has asked, or to the writer, asked or not.
+    pub(crate) fn choose(&mut self, which: usize, picks: &[usize]) {
+        match self.seeking.iter().copied().nth(which % (self.seeking.len() + 1)) {
+            Some((r, round)) => {
+                let chosen = self.pick_bookies(self.recoveries[r].ensemble(), picks);
+                self.give_recovery(r, round, &chosen);
             }
-            _ => true,
-        };
-        let taken: Vec<_> =
-            (0..self.on_the_way.len()).filter(|&i| taken(&self.on_the_way[i])).collect();
+            None => {
+                let chosen = self.pick_bookies(self.ensemble(), picks);
+                self.give(&chosen);
+            }
+        }
+    }
+
+    /// Picks for each place a spare, its own bookie, any or none.
+    fn pick_bookies(&self, ensemble: &[BookieId], picks: &[usize]) -> BTreeMap<usize, BookieId> {
+        let ensemble: Vec<_> = ensemble.iter().map(number).collect();
+        let spares: Vec<_> = (0..self.bookies.len()).filter(|n| !ensemble.contains(n)).collect();
+        let mut chosen = BTreeMap::new();
+        for (place, (own, pick)) in ensemble.into_iter().zip(picks).enumerate() {
+            let which = pick / 8;
+            let number = match pick % 8 {
+                0 | 1 => continue,
+                2 => own,
+                3 => which % self.bookies.len(),
+                _ => spares[which % spares.len()],
+            };
+            chosen.insert(place, bookie(number));
+        }
+        chosen
+    }
+
+    pub(crate) fn give(&mut self, chosen: &BTreeMap<usize, BookieId>) {
+        self.choosing = false;
+        self.writer.on_chosen(chosen);
+        self.take_actions();
+    }
+
+    pub(crate) fn give_recovery(
+        &mut self,
+        r: usize,
+        round: Round,
+        chosen: &BTreeMap<usize, BookieId>,
+    ) {
+        self.seeking.remove(&(r, round));
+        self.recoveries[r].on_chosen(round, chosen);
+        self.take_actions();
+    }
+
+    /// The ensemble as the writer knows it.
+    pub(crate) fn ensemble(&self) -> &[BookieId] {
+        &self.writer.metadata().last_fragment().ensemble
+    }
+
+    /// Has a message arrive, and says whether there was one that could.
+    pub(crate) fn deliver(&mut self, which: usize) -> bool {
+        let mut streams = BTreeSet::new();
+        let mut taken = Vec::new();
+        for (at, message) in self.on_the_way.iter().enumerate() {
+            let Message::Question(ticket) = message else {
+                taken.push(at);
+                continue;
+            };
+            let Question { bookie, stream, .. } = &self.questions[*ticket];
+            let is_first = stream.is_none_or(|stream| streams.insert(stream));
+            if is_first && bookie.is_none_or(|bookie| !self.bookies[bookie].hung) {
+                taken.push(at);
+            }
+        }
         if !taken.is_empty() {
             let message = self.on_the_way.remove(taken[which % taken.len()]);
             self.arrive(message);
         }
+        !taken.is_empty()
     }
 
+    /// Loses a message. What was sent behind it arrives nevertheless, which is worse than the
+    /// break of a stream.
     pub(crate) fn lose(&mut self, which: usize) {
         if !self.on_the_way.is_empty() {
             self.on_the_way.remove(which % self.on_the_way.len());
         }
     }
 
+    /// Lets somebody give up waiting, or be refused what the bookie has taken or will take.
     pub(crate) fn time_out(&mut self, which: usize) {
-        if self.waiting.is_empty() {
-            return;
+        let waiting: Vec<_> = self.waiting.iter().copied().collect();
+        let (kind, which) = (which % 8, which / 8);
+        if !waiting.is_empty() {
+            let refusal = match kind {
+                0 => Refusal::Fenced,
+                1 => Refusal::ReadOnly("full".to_owned()),
+                _ => Refusal::Unknown("no answer".to_owned()),
+            };
+            self.give_up(waiting[which % waiting.len()], refusal);
         }
-        let ticket = *self.waiting.iter().nth(which % self.waiting.len()).unwrap();
-        match &self.questions[ticket] {
-            Question::Writer(writer::Action::Cas { .. })
-            | Question::Recovery(_, recovery::Action::Cas { .. }) => {
+    }
+
+    /// Lets somebody give up waiting for the metastore.
+    pub(crate) fn miss_metastore(&mut self, which: usize) {
+        let of_metastore = |ticket: &Ticket| self.questions[*ticket].bookie.is_none();
+        let waiting: Vec<_> = self.waiting.iter().copied().filter(of_metastore).collect();
+        if !waiting.is_empty() {
+            self.give_up(waiting[which % waiting.len()], Refusal::Unknown(String::new()));
+        }
+    }
+
+    pub(crate) fn give_up(&mut self, ticket: Ticket, refusal: Refusal) {
+        match &self.questions[ticket].asked {
+            Asked::Writer(writer::Action::Cas { .. })
+            | Asked::Recovery(_, recovery::Action::Cas { .. }) => {
                 self.arrive(Message::Cas(ticket, CasOutcome::Unknown));
             }
-            Question::Writer(writer::Action::ReadMetadata) => {
+            Asked::Writer(writer::Action::ReadMetadata) => {
                 self.waiting.remove(&ticket);
                 self.writer.on_metadata_unavailable();
             }
             // It has no other way to go on than to wait.
-            Question::Recovery(_, recovery::Action::ReadMetadata) => {}
-            _ => {
-                let silent = Refusal::Unknown("no answer".to_owned());
-                self.arrive(Message::Bookie(ticket, Answer::Refused(silent)));
-            }
+            Asked::Recovery(_, recovery::Action::ReadMetadata) => {}
+            _ => self.arrive(Message::Bookie(ticket, Answer::Refused(refusal))),
         }
         self.take_actions();
+    }
+
+    /// Finds that what the writer wants to put into the metastore can never be there. So it was
+    /// not put there before.
+    pub(crate) fn refuse_to_send(&mut self) {
+        let Some(&ticket) = self.waiting.iter().find(|ticket| self.is_first_cas(**ticket)) else {
+            return;
+        };
+        let is_unsent = |message: &Message| matches!(message, Message::Question(t) if *t == ticket);
+        if let Some(at) = self.on_the_way.iter().position(is_unsent) {
+            self.on_the_way.remove(at);
+            self.waiting.remove(&ticket);
+            self.writer.on_cas_impossible("it is too large".to_owned());
+            self.take_actions();
+        }
+    }
+
+    /// Says whether this is the writer's first attempt to put just this into the metastore.
+    fn is_first_cas(&self, ticket: Ticket) -> bool {
+        let asked = |ticket: Ticket| match &self.questions[ticket].asked {
+            Asked::Writer(action @ writer::Action::Cas { .. }) => Some(action),
+            _ => None,
+        };
+        asked(ticket).is_some() && (0..ticket).all(|before| asked(before) != asked(ticket))
     }
 
     pub(crate) fn sync(&mut self, which: usize) {
-        let place = which % self.bookies.len();
-        let answers = self.bookies[place].sync();
-        self.send(place, answers);
+        let unsynced: Vec<_> =
+            (0..self.bookies.len()).filter(|&b| self.bookies[b].is_unsynced()).collect();
+        if !unsynced.is_empty() {
+            self.sync_one(unsynced[which % unsynced.len()]);
+        }
+    }
+
+    pub(crate) fn sync_one(&mut self, bookie: usize) {
+        let answers = self.bookies[bookie].sync();
+        self.send(bookie, answers);
     }
 
     pub(crate) fn hang(&mut self, which: usize) {
-        let place = which % self.bookies.len();
-        self.bookies[place].hung ^= true;
+        let bookie = which % self.bookies.len();
+        self.bookies[bookie].hung ^= true;
+    }
+
+    pub(crate) fn fill(&mut self, which: usize) {
+        let bookie = which % self.bookies.len();
+        let is_full = self.bookies[bookie].room == 0;
+        self.bookies[bookie].room = if is_full { usize::MAX } else { 0 };
     }
 
     pub(crate) fn restart(&mut self, which: usize) {
-        let place = which % self.bookies.len();
-        self.bookies[place].restart();
+        let bookie = which % self.bookies.len();
+        self.bookies[bookie].restart();
     }
 
-    pub(crate) fn note(&mut self) {
-        self.version.0 += 1;
-        let note = self.version.0.to_string();
-        self.metadata.custom.insert("note".to_owned(), note.into());
-    }
-
-    /// Runs a recovery to its end. Of those that would hang, as many do as there may be: fewer
-    /// than Qa of a write set, and no more than Qw - Qa.
-    pub(crate) fn recover_undisturbed(&mut self, would_hang: &[bool]) {
-        let [write, ack] = [self.replication.write_quorum(), self.replication.ack_quorum()];
-        let mut hung = Places::default();
-        for place in (0..self.bookies.len()).filter(|&place| would_hang[place]) {
-            hung.insert(place);
-            let hung_of = |entry: u64| {
-                self.replication.write_set(entry).filter(|&p| hung.contains(p)).count()
-            };
-            if (0..self.bookies.len()).any(|e| hung_of(e as u64) > (ack - 1).min(write - ack)) {
-                hung.remove(place);
+    /// Gives a fragment that is complete another bookie, once that has the entries.
+    pub(crate) fn rereplicate(&mut self, which: usize) {
+        let fragments = &self.metastore.metadata.fragments;
+        let end = match self.metastore.metadata.state {
+            State::Closed { last, .. } => Some(EntryId::after(last)),
+            State::Open | State::InRecovery => None,
+        };
+        let firsts_of_next = fragments.iter().skip(1).map(|next| next.first).chain(end);
+        let complete: Vec<_> = fragments.iter().zip(firsts_of_next).enumerate().collect();
+        if complete.is_empty() {
+            return;
+        }
+        let (at, (fragment, end)) = complete[which % complete.len()];
+        let which = which / complete.len();
+        let ensemble: Vec<_> = fragment.ensemble.iter().map(number).collect();
+        let others: Vec<_> = (0..self.bookies.len()).filter(|n| !ensemble.contains(n)).collect();
+        let place = which % ensemble.len();
+        let to = others[which / ensemble.len() % others.len()];
+        let mut entries = Vec::new();
+        for entry in fragment.first.get()..end.get() {
+            let write_set: Vec<_> = self.replication.write_set(entry).collect();
+            if write_set.contains(&place) {
+                let copy = |p: &usize| self.bookies[ensemble[*p]].entry(EntryId::new(entry));
+                entries.push(write_set.iter().find_map(copy).expect("a copy").clone());
             }
         }
-        for (place, bookie) in self.bookies.iter_mut().enumerate() {
-            bookie.hung = hung.contains(place);
-        }
-        self.recovered = false;
-        self.begin_recovery();
-        for _ in 0..DELIVERIES_MAX {
-            if self.recovered {
-                return;
-            }
-            (0..self.bookies.len()).filter(|&p| !hung.contains(p)).for_each(|p| self.sync(p));
-            self.deliver(0);
-            self.check();
-        }
-        panic!("the recovery did not end with {hung:?} hung");
-    }
-
-    /// Checks everything that must hold now.
-    pub(crate) fn check(&self) {
-        for bookie in &self.bookies {
-            bookie.check();
-            for entry in bookie.entries() {
-                assert_eq!(entry, &self.appended[index(entry.id())], "a copy has other bytes");
-            }
-            self.check_written(bookie.last_add_confirmed(), "a bookie's last add confirmed");
-        }
-        self.check_written(self.confirmed, "what the writer was told");
-        if let State::Closed { last, length } = self.metadata.state {
-            assert_eq!(self.end, Some(self.metadata.state), "the end has changed");
-            assert!(self.confirmed <= last, "{:?} was confirmed, beyond {last:?}", self.confirmed);
-            self.check_written(last, "the end");
-            let in_header = last.map_or(0, |last| self.appended[index(last)].header().length);
-            assert_eq!(length, in_header, "the length is wrong");
-        } else {
-            assert_eq!(self.end, None, "the ledger was opened again");
-        }
-    }
-
-    /// Checks that all entries up to the last are on the disks of an ack quorum.
-    fn check_written(&self, last: Option<EntryId>, what: &str) {
-        for id in last.into_iter().flat_map(|last| 0..=last.get()) {
-            let has = |&place: &usize| self.bookies[place].entry(EntryId::new(id)).is_some();
-            let copies: Places = (0..self.bookies.len()).filter(has).collect();
-            assert!(
-                self.replication.is_written(id, copies),
-                "{what} is {last:?}, and entry {id} is only on {copies:?}"
-            );
-        }
-    }
-
-    fn begin_recovery(&mut self) {
-        self.recoveries.push(Recovery::new(self.version, self.metadata.clone()));
-        self.take_actions();
-    }
-
-    fn arrive(&mut self, message: Message) {
-        match message {
-            Message::Question(ticket) => self.serve(ticket),
-            Message::Bookie(ticket, answer) => self.answered(ticket, answer),
-            Message::Copy(ticket, entry) => {
-                self.waiting.remove(&ticket);
-                if let Question::Recovery(r, recovery::Action::Read { round, .. }) =
-                    self.questions[ticket]
-                {
-                    self.recoveries[r].on_copy(round, entry);
-                }
-            }
-            // Nobody waits any more for an answer that comes too late.
-            Message::Cas(ticket, _) | Message::Metadata(ticket, ..)
-                if !self.waiting.remove(&ticket) => {}
-            Message::Cas(ticket, outcome) => match self.questions[ticket] {
-                Question::Writer(_) => self.writer.on_cas(outcome),
-                Question::Recovery(r, _) => self.recoveries[r].on_cas(outcome),
-            },
-            Message::Metadata(ticket, version, metadata) => match self.questions[ticket] {
-                Question::Writer(_) => self.writer.on_metadata(version, metadata),
-                Question::Recovery(r, _) => self.recoveries[r].on_metadata(version, metadata),
-            },
-        }
-        self.take_actions();
-    }
-
-    /// Does what was asked, where it was asked.
-    fn serve(&mut self, ticket: Ticket) {
-        let number = ticket as u64;
-        match self.questions[ticket].clone() {
-            Question::Writer(writer::Action::Send { place, entry, .. }) => {
-                let by = Some(self.metadata.writer);
-                let answers = self.bookies[place].add(number, by, &entry);
-                self.send(place, answers);
-            }
-            Question::Recovery(_, recovery::Action::WriteBack { place, entry, .. }) => {
-                let answers = self.bookies[place].add(number, None, &entry);
-                self.send(place, answers);
-            }
-            // A read fences as well.
-            Question::Recovery(
-                _,
-                recovery::Action::Fence { place, .. } | recovery::Action::Read { place, .. },
-            ) => {
-                let answers = self.bookies[place].fence(number);
-                self.send(place, answers);
-            }
-            Question::Writer(writer::Action::Cas { version, metadata })
-            | Question::Recovery(_, recovery::Action::Cas { version, metadata }) => {
-                let outcome = self.compare_and_set(version, metadata);
-                self.on_the_way.push(Message::Cas(ticket, outcome));
-            }
-            _ => {
-                let message = Message::Metadata(ticket, self.version, self.metadata.clone());
-                self.on_the_way.push(message);
-            }
-        }
-    }
-
-    fn compare_and_set(
-        &mut self,
-        version: MetadataVersion,
-        metadata: LedgerMetadata,
-    ) -> CasOutcome {
-        if version != self.version {
-            return CasOutcome::Lost;
-        }
-        self.version.0 += 1;
-        self.metadata = metadata;
-        if self.end.is_none() && matches!(self.metadata.state, State::Closed { .. }) {
-            self.end = Some(self.metadata.state);
-        }
-        CasOutcome::Won(self.version)
-    }
-
-    /// Sends what a bookie answers; a read is answered once the fence that it brought is.
-    fn send(&mut self, place: usize, answers: Vec<(u64, Answer)>) {
-        for (number, answer) in answers {
-            let ticket = usize::try_from(number).unwrap();
-            let message = match (&self.questions[ticket], answer) {
-                (
-                    Question::Recovery(_, recovery::Action::Read { entry, .. }),
-                    Answer::Fenced { .. },
-                ) => match self.bookies[place].entry(*entry) {
-                    Some(copy) => Message::Copy(ticket, copy.clone()),
-                    None => Message::Bookie(ticket, Answer::Refused(Refusal::Absent)),
-                },
-                (_, answer) => Message::Bookie(ticket, answer),
-            };
-            self.on_the_way.push(message);
-        }
-    }
-
-    /// Tells a machine what a bookie answers.
-    fn answered(&mut self, ticket: Ticket, answer: Answer) {
-        self.waiting.remove(&ticket);
-        match self.questions[ticket].clone() {
-            Question::Writer(writer::Action::Send { place, tenure, entry }) => match answer {
-                Answer::Refused(refusal) => self.writer.on_refused(place, tenure, refusal),
-                _ => self.writer.on_added(place, tenure, entry.id(), entry.id()),
-            },
-            Question::Recovery(r, asked) => {
-                let recovery = &mut self.recoveries[r];
-                match (asked, answer) {
-                    (recovery::Action::Fence { round, place, .. }, Answer::Refused(refusal)) => {
-                        recovery.on_fence_refused(round, place, refusal);
-                    }
-                    (
-                        recovery::Action::Fence { round, place, .. },
-                        Answer::Fenced { last_add_confirmed },
-                    ) => recovery.on_fenced(round, place, last_add_confirmed),
-                    (
-                        recovery::Action::Read { round, place, entry, .. },
-                        Answer::Refused(refusal),
-                    ) => {
-                        recovery.on_read_refused(round, place, entry, refusal);
-                    }
-                    (
-                        recovery::Action::WriteBack { round, place, tenure, .. },
-                        Answer::Refused(refusal),
-                    ) => {
-                        recovery.on_write_refused(round, place, tenure, refusal);
-                    }
-                    (
-                        recovery::Action::WriteBack { round, place, tenure, entry, .. },
-                        Answer::Added,
-                    ) => {
-                        recovery.on_written(round, place, tenure, entry.id()..=entry.id());
-                    }
-                    (asked, answer) => panic!("{answer:?} is no answer to {asked:?}"),
-                }
-            }
-            Question::Writer(asked) => panic!("{answer:?} is no answer to {asked:?}"),
-        }
-    }
-
-    /// Takes what the machines want to be done.
-    fn take_actions(&mut self) {
-        while let Some(action) = self.writer.next_action() {
-            match action {
-                writer::Action::Send { .. }
-                | writer::Action::Cas { .. }
-                | writer::Action::ReadMetadata => self.ask(Question::Writer(action)),
-                writer::Action::Confirm(entry) => {
-                    assert!(Some(entry) > self.confirmed, "{entry} was confirmed before");
-                    self.confirmed = Some(entry);
-                }
-                writer::Action::Closed { last } => {
-                    assert!(
-                        matches!(self.end, Some(State::Closed { last: end, .. }) if end == last)
-                    );
-                }
-                writer::Action::NotClosed(_)
-                | writer::Action::Fail(_)
-                | writer::Action::Tell { .. }
-                | writer::Action::Choose => {}
-            }
-        }
-        for r in 0..self.recoveries.len() {
-            while let Some(action) = self.recoveries[r].next_action() {
-                match action {
-                    recovery::Action::Done(_, metadata) => {
-                        assert_eq!(Some(metadata.state), self.end, "another end");
-                        self.recovered |= r + 1 == self.recoveries.len();
-                    }
-                    recovery::Action::Fail(_) => {}
-                    // There is no other bookie.
-                    recovery::Action::Choose { round } => {
-                        self.recoveries[r].on_chosen(round, &BTreeMap::new());
-                    }
-                    // What was never appended is read ahead to no avail, and only takes steps.
-                    recovery::Action::Read { entry, .. } if index(entry) > self.appended.len() => {}
-                    _ => self.ask(Question::Recovery(r, action)),
-                }
-            }
-        }
-    }
-
-    fn ask(&mut self, question: Question) {
-        let ticket = self.questions.len();
-        self.questions.push(question);
-        self.waiting.insert(ticket);
-        self.on_the_way.push(Message::Question(ticket));
+        let answers = self.bookies[to].copy(entries);
+        self.send(to, answers);
+        self.metastore.swap(at, place, bookie(to));
     }
 }
 
-/// The bookie that a question is for, if it is for one.
-fn place_of(question: &Question) -> Option<usize> {
-    match question {
-        Question::Writer(writer::Action::Send { place, .. })
-        | Question::Recovery(
-            _,
-            recovery::Action::Fence { place, .. }
-            | recovery::Action::Read { place, .. }
-            | recovery::Action::WriteBack { place, .. },
-        ) => Some(*place),
-        _ => None,
-    }
+/// The number of a bookie.
+pub(crate) fn number(bookie: &BookieId) -> usize {
+    usize::try_from(bookie.0.as_u128()).unwrap()
 }
 
-fn index(entry: EntryId) -> usize {
+pub(crate) fn index(entry: EntryId) -> usize {
     usize::try_from(entry.get()).unwrap()
 }
