@@ -16,6 +16,7 @@ use crate::limits::{check_key, check_operation, check_scan};
 use crate::messages::{Request, answer_from_frame, encode_request};
 use crate::state::{Answer, Operation};
 use crate::types::{KeyValue, LeaseId, Page, Scan, Transaction, Version};
+use crate::watch::Watch;
 
 /// How long one member has for an answer before the next is asked.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -119,6 +120,10 @@ impl Metastore for RemoteMetastore {
 
     async fn end_lease(&self, lease: LeaseId) -> Result<(), Error> {
         self.change(Operation::EndLease(lease)).await?.done()
+    }
+
+    async fn watch(&self, _prefix: &str, _after: Version) -> Result<Watch, Error> {
+        Err(Error::unavailable("watches of a remote metastore are not there yet"))
     }
 
     async fn cluster(&self) -> Result<Uuid, Error> {

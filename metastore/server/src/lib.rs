@@ -36,6 +36,7 @@ use std::time::Duration;
 use inkfast_metastore::leases::Leases;
 use inkfast_metastore::rows::StateError;
 use inkfast_metastore::state;
+use inkfast_metastore::watches::Watches;
 use inkfast_wire::{Endpoint, Identity, Net, Role, Server, serve};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -116,7 +117,9 @@ impl MetastoreServer {
         let address = endpoint.local_addr()?;
         let leases = Arc::new(Mutex::new(all_leases(&store).await?));
         let (failed, failure) = watch::channel(None);
-        let (commits, committing) = Commits::start(store.clone(), leases.clone(), failed);
+        let watches = Watches::new(store.read(state::revision).await?);
+        let (commits, committing) =
+            Commits::start(store.clone(), leases.clone(), watches.clone(), failed);
         let front = Front::new(store.clone(), commits, leases);
         let mut serving = JoinSet::new();
         serving.spawn(front.clone().expire_leases());

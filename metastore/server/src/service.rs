@@ -82,6 +82,7 @@ impl Front {
                 }
                 Err(Error::LeaseNotFound)
             }
+            Request::Watch { .. } | Request::More => Err(Error::unavailable("not there yet")),
             Request::Change { request, operation } => {
                 check_operation(&operation)?;
                 let command = self.command(request, operation);
