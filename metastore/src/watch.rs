@@ -1,16 +1,18 @@
 //! A watch as its caller has it, wherever the changes come from.
 
+use std::fmt::{self, Debug, Formatter};
+
 use crate::error::Error;
 use crate::memory::MemoryWatch;
+use crate::remote::RemoteWatch;
 use crate::types::Change;
 
 /// Tells the changes of a prefix. What it promises is said [above](crate#what-is-promised).
-#[derive(Debug)]
 pub struct Watch(pub(crate) Source);
 
-#[derive(Debug)]
 pub(crate) enum Source {
     Memory(MemoryWatch),
+    Remote(Box<RemoteWatch>),
 }
 
 impl Watch {
@@ -24,6 +26,13 @@ impl Watch {
     pub async fn next(&mut self) -> Result<Vec<Change>, Error> {
         match &mut self.0 {
             Source::Memory(watch) => watch.next().await,
+            Source::Remote(watch) => watch.next().await,
         }
+    }
+}
+
+impl Debug for Watch {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").finish_non_exhaustive()
     }
 }
