@@ -15,7 +15,8 @@ use uuid::Uuid;
 use crate::append::now_ms;
 use crate::bookies::Bookies;
 use crate::catalog::{Catalog, Versioned};
-use crate::{Config, Error, LedgerReader, LedgerWriter, placement, recover};
+use crate::placement::{self, Candidate};
+use crate::{Config, Error, LedgerReader, LedgerWriter, recover};
 
 /// How many creations whose outcome is unknown a client remembers.
 const UNSETTLED_CREATIONS_MAX: usize = 1024;
@@ -36,6 +37,9 @@ pub struct Client {
 pub struct CreateOptions {
     /// How its entries are spread. Three bookies, three copies, two acknowledgements.
     pub replication: Replication,
+    /// Whether every entry must go to bookies of two racks, or the creation fails. Otherwise two
+    /// racks are only preferred. No.
+    pub strict_racks: bool,
     /// The namespace that it is listed under. `default`.
     pub namespace: String,
     /// What is kept with it: at most 64 KiB, keys included.
@@ -49,6 +53,7 @@ impl Default for CreateOptions {
     fn default() -> Self {
         Self {
             replication: Replication::DEFAULT,
+            strict_racks: false,
             namespace: "default".to_owned(),
             custom_metadata: BTreeMap::new(),
             request: None,
@@ -73,14 +78,14 @@ impl Client {
 
     /// Creates a ledger and returns its writer.
     ///
-    /// Fails with [`Error::NotEnoughBookies`] if fewer bookies than the ensemble has are running.
-    /// A failure may have created the ledger all the same, unless a request id was given and the
-    /// call is repeated with it.
+    /// Fails with [`Error::NotEnoughBookies`] if fewer bookies than the ensemble has are running,
+    /// or if racks are strict and too few. A failure may have created the ledger all the same,
+    /// unless a request id was given and the call is repeated with it.
     pub async fn create_ledger(&self, options: CreateOptions) -> Result<LedgerWriter, Error> {
         let request = options.request;
         let writer = request.map_or_else(new_writer, |request| self.writer_for(request));
-        let registered = self.catalog.registrations().await?;
-        let ensemble = placement::choose(&registered, options.replication)?;
+        let candidates = self.candidates().await?;
+        let ensemble = placement::ensemble(&candidates, options.replication, options.strict_racks)?;
         let metadata = LedgerMetadata {
             ledger: self.catalog.next_ledger_id().await?,
             namespace: options.namespace,
@@ -154,6 +159,19 @@ impl Client {
     /// Deletes a ledger, whatever its state. Its id is never used again.
     pub async fn delete_ledger(&self, ledger: LedgerId) -> Result<(), Error> {
         self.catalog.delete(ledger).await
+    }
+
+    /// Returns the bookies that run and take writes.
+    async fn candidates(&self) -> Result<Vec<Candidate>, Error> {
+        let registered = self.catalog.registrations().await?.into_iter();
+        let writable = registered.filter(|(_, registration)| !registration.read_only);
+        let candidates = writable.map(|(bookie, registration)| Candidate {
+            bookie,
+            rack: registration.rack,
+            free_bytes: registration.free_bytes,
+            failed_lately: false,
+        });
+        Ok(candidates.collect())
     }
 
     fn reader(&self, metadata: LedgerMetadata) -> LedgerReader {

@@ -15,6 +15,7 @@ mod cluster;
 mod daemons;
 mod kills;
 mod process;
+mod racks;
 mod restarts;
 mod strangers;
 mod writing;

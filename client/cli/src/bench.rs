@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use inkfast::{Client, CreateOptions, LedgerWriter, PAYLOAD_BYTES_MAX};
+use inkfast::{Client, LedgerWriter, PAYLOAD_BYTES_MAX};
 use serde::Serialize;
 
 use crate::cluster::{BOOKIES_DEFAULT, Cluster};
@@ -81,9 +81,7 @@ impl Bench {
         let (Self::Append(load) | Self::Read(load)) = self;
         let mut writers = Vec::new();
         for _ in 0..load.ledgers {
-            let replication = load.spread.replication()?;
-            let options = CreateOptions { replication, ..CreateOptions::default() };
-            writers.push(client.create_ledger(options).await?);
+            writers.push(client.create_ledger(load.spread.options()?).await?);
         }
         let ledgers: Vec<_> = writers.iter().map(LedgerWriter::id).collect();
         let measured = match self {
