@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use inkfast_protocol::messages::{Added, OpenAdds, encode_tenure, kind};
+use inkfast_protocol::messages::{Added, OpenAdds, encode_number, encode_tenure, kind};
 use inkfast_protocol::{BookieId, Entry, EntryId, Refusal, Tenure};
 use inkfast_wire::{FrameReceiver, FrameSender, Frames};
 use prost::Message;
@@ -26,10 +26,12 @@ pub(crate) struct Adds {
     pub(crate) fragment: u32,
 }
 
-/// An entry on its way to one bookie, with its share of the room in flight.
-pub(crate) struct Queued {
-    pub(crate) entry: Entry,
-    pub(crate) _room: Option<Arc<OwnedSemaphorePermit>>,
+/// What is on its way to one bookie.
+pub(crate) enum Queued {
+    /// An entry, with its share of the room in flight.
+    Entry { entry: Entry, _room: Option<Arc<OwnedSemaphorePermit>> },
+    /// The last add confirmed.
+    Confirmed(EntryId),
 }
 
 /// What has been sent and is not answered, in ascending order, and when it went out.
@@ -84,11 +86,19 @@ async fn send(
     let mut batch = Vec::with_capacity(BATCH_ENTRIES_MAX);
     let mut frames = Frames::default();
     while queue.recv_many(&mut batch, BATCH_ENTRIES_MAX).await > 0 {
-        for Queued { entry, .. } in &batch {
-            frames.push(kind::ENTRY, entry.bytes());
-        }
         let now = Instant::now();
-        unanswered.lock().extend(batch.iter().map(|queued| (queued.entry.id(), now)));
+        for queued in &batch {
+            match queued {
+                Queued::Entry { entry, .. } => {
+                    frames.push(kind::ENTRY, entry.bytes());
+                    unanswered.lock().push_back((entry.id(), now));
+                }
+                Queued::Confirmed(entry) => {
+                    let body = Bytes::copy_from_slice(&encode_number(entry.get()));
+                    frames.push(kind::CONFIRMED, &body);
+                }
+            }
+        }
         unanswered.sent.notify_one();
         sender.send_encoded(&mut frames.take()).await.map_err(unreachable)?;
         // Only now: the room is taken until QUIC has the bytes.

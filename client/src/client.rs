@@ -15,8 +15,7 @@ use uuid::Uuid;
 use crate::append::now_ms;
 use crate::bookies::Bookies;
 use crate::catalog::{Catalog, Versioned};
-use crate::placement::{self, Candidate};
-use crate::{Config, Error, LedgerReader, LedgerWriter, recover};
+use crate::{Config, Error, LedgerReader, LedgerWriter, placement, recover};
 
 /// How many creations whose outcome is unknown a client remembers.
 const UNSETTLED_CREATIONS_MAX: usize = 1024;
@@ -84,7 +83,8 @@ impl Client {
     pub async fn create_ledger(&self, options: CreateOptions) -> Result<LedgerWriter, Error> {
         let request = options.request;
         let writer = request.map_or_else(new_writer, |request| self.writer_for(request));
-        let candidates = self.candidates().await?;
+        let registered = self.catalog.registrations().await?;
+        let candidates = self.bookies.registry().judge(&registered);
         let ensemble = placement::ensemble(&candidates, options.replication, options.strict_racks)?;
         let metadata = LedgerMetadata {
             ledger: self.catalog.next_ledger_id().await?,
@@ -110,7 +110,8 @@ impl Client {
             // Another call of this request was quicker, and has the one writer.
             return Err(Error::AlreadyCreated { request, ledger: created.1.ledger });
         }
-        Ok(LedgerWriter::start(&self.bookies, self.catalog.clone(), created))
+        let catalog = self.catalog.clone();
+        Ok(LedgerWriter::start(&self.bookies, catalog, created, options.strict_racks))
     }
 
     /// Opens a ledger for reading, also while it is written. Never fences it.
@@ -159,19 +160,6 @@ impl Client {
     /// Deletes a ledger, whatever its state. Its id is never used again.
     pub async fn delete_ledger(&self, ledger: LedgerId) -> Result<(), Error> {
         self.catalog.delete(ledger).await
-    }
-
-    /// Returns the bookies that run and take writes.
-    async fn candidates(&self) -> Result<Vec<Candidate>, Error> {
-        let registered = self.catalog.registrations().await?.into_iter();
-        let writable = registered.filter(|(_, registration)| !registration.read_only);
-        let candidates = writable.map(|(bookie, registration)| Candidate {
-            bookie,
-            rack: registration.rack,
-            free_bytes: registration.free_bytes,
-            failed_lately: false,
-        });
-        Ok(candidates.collect())
     }
 
     fn reader(&self, metadata: LedgerMetadata) -> LedgerReader {

@@ -54,3 +54,4 @@ mod placement;
 mod read;
 mod reads;
 mod recover;
+mod registry;

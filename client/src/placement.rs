@@ -72,7 +72,6 @@ pub(crate) fn ensemble(
 /// A place that gets none keeps its bookie, so nobody else gets that one; if it is among the
 /// candidates, it may come back to its own place. With strict racks there are replacements only
 /// if with them every write set stands in two racks.
-#[cfg_attr(not(test), expect(dead_code, reason = "for writers that replace bookies"))]
 pub(crate) fn replacements(
     candidates: &[Candidate],
     replication: Replication,

@@ -102,15 +102,41 @@ impl LedgerReader {
         batches.flat_map(stream::iter)
     }
 
-    /// Drives the protocol's reader until all is delivered, or nobody wants it any more.
+    /// Reads until all is delivered, or nobody wants it any more.
     async fn drive(
         &self,
         entries: RangeInclusive<EntryId>,
         deliver: &mpsc::Sender<Vec<Result<Entry, Error>>>,
     ) -> Result<(), Error> {
         self.check_readable(*entries.end()).await?;
-        let ledger = self.id();
-        let mut reader = Reader::new(self.metadata(), entries);
+        let (mut next, last) = entries.into_inner();
+        loop {
+            let metadata = self.metadata();
+            let read = self.drive_reader(metadata.clone(), next..=last, deliver).await;
+            let Err(Error::Unreadable { lost, .. }) = &read else { return read };
+            // Nothing is lost before the newest metadata says where it should be.
+            let now = match self.catalog.ledger(metadata.ledger).await {
+                Ok((_, now)) => now,
+                Err(error) if error.is_metastore_away() => return read,
+                Err(error) => return Err(error),
+            };
+            self.known(|known| known.metadata = now.clone());
+            if now.fragment_of(lost.entry).ensemble == metadata.fragment_of(lost.entry).ensemble {
+                return read;
+            }
+            next = lost.entry;
+        }
+    }
+
+    /// Drives the protocol's reader to its end.
+    async fn drive_reader(
+        &self,
+        metadata: LedgerMetadata,
+        entries: RangeInclusive<EntryId>,
+        deliver: &mpsc::Sender<Vec<Result<Entry, Error>>>,
+    ) -> Result<(), Error> {
+        let ledger = metadata.ledger;
+        let mut reader = Reader::new(metadata, entries);
         let (answer, mut answers) = mpsc::channel(ANSWERS_MAX);
         let mut streams = BTreeMap::new();
         let (mut happened, mut batch) = (Vec::new(), Vec::new());
@@ -127,14 +153,24 @@ impl LedgerReader {
                     Action::Fail(lost) => ended = Some(Err(Error::Unreadable { ledger, lost })),
                 }
             }
-            if !batch.is_empty() && deliver.send(mem::take(&mut batch)).await.is_err() {
-                return Ok(());
+            // Whoever does not take what was read must not hold up the connection, which others
+            // share. What was asked for comes, and is bounded; no more is asked until it is taken.
+            while !batch.is_empty() {
+                tokio::select! {
+                    room = deliver.reserve() => match room {
+                        Ok(room) => room.send(mem::take(&mut batch)),
+                        Err(_) => return Ok(()),
+                    },
+                    _ = answers.recv_many(&mut happened, ANSWERS_MAX) => {}
+                }
             }
             if let Some(ended) = ended {
                 return ended;
             }
-            // Each question gets an answer by its deadline, so this wait ends.
-            answers.recv_many(&mut happened, ANSWERS_MAX).await;
+            if happened.is_empty() {
+                // Each question gets an answer by its deadline, so this wait ends.
+                answers.recv_many(&mut happened, ANSWERS_MAX).await;
+            }
             happened.drain(..).for_each(|answer| tell(&mut reader, answer));
         }
     }

@@ -53,7 +53,7 @@ async fn drive(
                     streams.read(round, place, recovery.ensemble()[place], entry);
                 }
                 Action::WriteBack { round, place, entry } => {
-                    let queued = Queued { entry, _room: None };
+                    let queued = Queued::Entry { entry, _room: None };
                     streams.write(round, place, recovery.ensemble()[place], queued);
                 }
                 Action::ReadMetadata => {
