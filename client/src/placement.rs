@@ -94,18 +94,17 @@ pub(crate) fn replacements(
     found.unwrap_or_default()
 }
 
-/// Returns candidates in the order in which they are to be taken: those that failed lately last,
-/// else at random by free space.
+/// Returns candidates in a random order in which those with more free space tend to be earlier.
 fn in_random_order(candidates: &[Candidate]) -> Vec<&Candidate> {
     let due = candidates.iter().map(|candidate| {
-        // Whoever waits for events that come at these rates meets them in the wanted order. A
-        // full bookie gets the least rate that there is, which makes them equal where all are.
+        // Whoever waits for events that come at these rates meets each first as often as is
+        // wanted. A full bookie has the least rate, which makes them equal where all are full.
         let rate = candidate.free_bytes.max(1) as f64;
-        (candidate.failed_lately, -(1.0 - fastrand::f64()).ln() / rate, candidate)
+        (-(1.0 - fastrand::f64()).ln() / rate, candidate)
     });
     let mut due: Vec<_> = due.collect();
-    due.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
-    due.into_iter().map(|(_, _, candidate)| candidate).collect()
+    due.sort_by(|a, b| a.0.total_cmp(&b.0));
+    due.into_iter().map(|(_, candidate)| candidate).collect()
 }
 
 fn not_enough_racks(candidates: &[Candidate], replication: Replication) -> Error {

@@ -27,8 +27,8 @@ pub(super) struct Task<'a> {
     pub(super) vacant: Places,
     /// Whether some of them may stay as they are.
     pub(super) may_stay_vacant: bool,
-    /// Who may fill them, in the order of preference; and the only place that one may have, if it
-    /// may not have every.
+    /// Who may fill them, the preferred first where all else is equal; and the only place that
+    /// one may have, if it may not have every.
     pub(super) candidates: Vec<(&'a Candidate, Option<usize>)>,
     /// Whether every write set must stand in two racks.
     pub(super) strict_racks: bool,
