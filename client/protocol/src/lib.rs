@@ -48,9 +48,12 @@
 //! The [`reader`] asks one bookie of an entry's write set, and the next when that one refuses. It
 //! reads only what is known to be confirmed. Every copy is verified where it arrives.
 //!
+//! The [`tail`] follows a ledger that is written: bookies push to it what is confirmed, and how far
+//! that is.
+//!
 //! # How the machines work
-//! `Writer`, `Reader`, `Recovery` and the bookie's `Gate` have one shape: inputs are `on_*`, and
-//! outputs are taken from `next_action` until there is none. They are plain values: `Clone`,
+//! `Writer`, `Reader`, `Tail`, `Recovery` and the bookie's `Gate` have one shape: inputs are `on_*`,
+//! and outputs are taken from `next_action` until there is none. They are plain values: `Clone`,
 //! `Eq`, `Hash`, with ordered maps, so that a model checker can drive the code that ships. Every
 //! rule that counts bookies is a method of [`Replication`].
 //!
@@ -75,4 +78,5 @@ pub mod metadata;
 mod quorum;
 pub mod reader;
 pub mod recovery;
+pub mod tail;
 pub mod writer;

@@ -176,8 +176,7 @@ impl Fence {
 /// A ledger's state on a bookie.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
 pub struct LedgerState {
-    /// The highest last add confirmed in the entries that the bookie has on disk, each of which
-    /// it has verified when it came.
+    /// The highest last add confirmed that the writer has told the bookie, in an add or by itself.
     #[prost(uint64, optional, tag = "1")]
     pub last_add_confirmed: Option<u64>,
     /// Whether the ledger is fenced here, on disk.
