@@ -41,27 +41,28 @@
 //! [100,000](watches::RECENT_MAX) or [64 MiB](watches::RECENT_BYTES_MAX) of the whole store, in
 //! memory, so none from before a restart), and a watch that wants an older one ends with
 //! [`Error::Compacted`]. Its caller scans again and watches from the [page's
-//! revision](Page::revision). A watch outlives connections and members: it goes on elsewhere after
-//! the last revision that it knows of, which moves on also where nothing happens to its
-//! prefix. So a restart costs a watch nothing, if all that was changed in the [seconds
-//! ](watches::PROGRESS_INTERVAL) before it was the watch's own or nothing at all. Who does not read
-//! costs no memory and delays nobody. What is told is on disk, and soon told, but a watch may lag
-//! behind a read.
+//! revision](Page::revision). A watch outlives connections and members: it goes on at another after
+//! the last revision that it knows of, and learns every
+//! [few seconds](watches::PROGRESS_INTERVAL) of those that did nothing to its prefix. So a restart
+//! costs a watch nothing if what was changed in the seconds before was its own, and otherwise a
+//! scan. A caller that does not read its watch costs the metastore no memory and delays nobody.
+//! What is told is on disk. It is told soon, but a watch may be behind a read.
 //!
 //! # How it is made
 //!
 //! A change is a [`Command`](state::Command): an operation, with the request's id and time.
 //! [`state::apply`] is the only code that changes anything. It decides by the command and the
-//! [`rows`] alone, so every store that applies the same commands in the same order is the
-//! same: the one in memory, the one on disk, and each of several copies. [`messages`] says what
-//! goes over the wire, [`limits`] what is accepted. What a command changed, [`watches`] remembers for a
-//! while, for those who watch; a revision means the same in every copy, so a watch can go on at any.
+//! [`rows`] alone, so every store that applies the same commands in the same order is the same: the
+//! one in memory, the one on disk, and each of several copies. [`messages`] says what goes over the
+//! wire, [`limits`] what is accepted. What a command changed, [`watches`] remembers for a while,
+//! for those who watch; a revision means the same in every copy, so a watch can go on at any.
 //!
 //! # What is not here
 //!
 //! No history: only the last value of a key is kept, and recent changes for a while. A watch does
-//! not tell what a key was before a change. No reads that may be stale. No transaction reads a value: it compares versions. Nothing
-//! about who may do what: every process of the cluster may do everything.
+//! not tell what a key was before a change. No reads that may be stale. No transaction reads a
+//! value: it compares versions. Nothing about who may do what: every process of the cluster may do
+//! everything.
 
 use std::ops::Range;
 use std::time::Duration;

@@ -286,3 +286,6 @@ impl Drop for Watcher {
         self.watches.lock().end(self.id, &self.prefix);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -176,3 +176,6 @@ impl Service for Front {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
