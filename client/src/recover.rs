@@ -1,11 +1,12 @@
 //! Recovering a ledger: drives the protocol's recovery over the network.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use inkfast_protocol::messages::{Added, OpenAdds};
 use inkfast_protocol::recovery::{Action, Recovery, Round};
 use inkfast_protocol::{BookieId, EntryId, LedgerId, LedgerMetadata, Refusal, Tenure};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::time::timeout;
 
 use crate::Error;
@@ -13,6 +14,7 @@ use crate::adds::{self, Adds, Queued};
 use crate::bookies::Bookies;
 use crate::catalog::Catalog;
 use crate::driver::cas;
+use crate::placement::{self, Lacking};
 use crate::reads::{self, Answer, Reads};
 
 /// How many questions to one bookie, or answers of all, may wait. The protocol reads or writes
@@ -41,20 +43,25 @@ async fn drive(
     let mut known = catalog.ledger(ledger).await?;
     let mut recovery = Recovery::new(known.0, known.1.clone());
     let (events, mut happened) = mpsc::channel(QUEUE_MAX);
-    let mut streams = Streams::new(bookies.clone(), ledger, events);
+    let mut streams = Streams::new(bookies.clone(), ledger, events.clone());
     loop {
         while let Some(action) = recovery.next_action() {
             tracing::trace!(%ledger, ?action);
             match action {
-                Action::Fence { round, place } => {
-                    streams.fence(round, place, recovery.ensemble()[place]);
+                Action::Fence { round, place, bookie } => streams.fence(round, place, bookie),
+                Action::Read { round, place, bookie, entry } => {
+                    streams.read(round, place, bookie, entry);
                 }
-                Action::Read { round, place, entry } => {
-                    streams.read(round, place, recovery.ensemble()[place], entry);
-                }
-                Action::WriteBack { round, place, entry } => {
+                Action::WriteBack { round, place, tenure, bookie, entry } => {
                     let queued = Queued::Entry { entry, _room: None };
-                    streams.write(round, place, recovery.ensemble()[place], queued);
+                    let written = streams.write((round, place, tenure), bookie, queued);
+                    if let Err(refusal) = written {
+                        recovery.on_write_refused(round, place, tenure, refusal);
+                    }
+                }
+                Action::Choose { round } => {
+                    let (bookies, events) = (bookies.clone(), events.clone());
+                    choose(bookies, catalog.clone(), &recovery, round, events);
                 }
                 Action::ReadMetadata => {
                     known =
@@ -83,9 +90,15 @@ async fn drive(
 enum Event {
     Fenced(Round, usize, Result<Option<EntryId>, Refusal>),
     Read(Round, usize, Answer),
-    Written(Round, usize, EntryId, EntryId),
-    NotWritten(Round, usize, Refusal),
+    Written(Place, RangeInclusive<EntryId>),
+    NotWritten(Place, Refusal),
+    Chosen(Round, BTreeMap<usize, BookieId>),
 }
+
+/// Where entries are written back to: a place as long as it has the same bookie.
+type Place = (Round, usize, Tenure);
+
+type Events = mpsc::Sender<Event>;
 
 fn apply(recovery: &mut Recovery, event: Event) {
     match event {
@@ -95,22 +108,46 @@ fn apply(recovery: &mut Recovery, event: Event) {
             Ok(copy) => recovery.on_copy(round, copy),
             Err(refusal) => recovery.on_read_refused(round, place, entry, refusal),
         },
-        Event::Written(round, place, first, last) => recovery.on_written(round, place, first, last),
-        Event::NotWritten(round, place, said) => recovery.on_write_refused(round, place, said),
+        Event::Written((round, place, tenure), entries) => {
+            recovery.on_written(round, place, tenure, entries);
+        }
+        Event::NotWritten((round, place, tenure), said) => {
+            recovery.on_write_refused(round, place, tenure, said);
+        }
+        Event::Chosen(round, chosen) => recovery.on_chosen(round, &chosen),
     }
 }
 
-/// The streams to the bookies of the ensemble. They end when this is dropped.
+/// Chooses bookies for the places that lack one, while the recovery goes on.
+fn choose(bookies: Bookies, catalog: Catalog, recovery: &Recovery, round: Round, events: Events) {
+    let (ensemble, places) = (recovery.ensemble().to_vec(), recovery.lacking());
+    let (replication, refused) = (recovery.replication(), recovery.refused());
+    tokio::spawn(async move {
+        let registered = catalog.registrations().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "recovering without replacements");
+            Vec::new()
+        });
+        let registry = bookies.registry();
+        let mut candidates = registry.judge(&registered);
+        candidates.retain(|candidate| !refused.contains(&candidate.bookie));
+        let racks: Vec<_> = ensemble.iter().map(|bookie| registry.rack(*bookie)).collect();
+        let lacking = Lacking { ensemble: &ensemble, racks: &racks, places };
+        let chosen = placement::replacements(&candidates, replication, &lacking, false);
+        let _ = events.send(Event::Chosen(round, chosen)).await;
+    });
+}
+
+/// The streams to the bookies. They end when this is dropped.
 struct Streams {
     bookies: Bookies,
     ledger: LedgerId,
-    events: mpsc::Sender<Event>,
+    events: Events,
     reads: BTreeMap<(Round, usize), mpsc::Sender<EntryId>>,
-    writes: BTreeMap<(Round, usize), mpsc::Sender<Queued>>,
+    writes: BTreeMap<Place, mpsc::Sender<Queued>>,
 }
 
 impl Streams {
-    fn new(bookies: Bookies, ledger: LedgerId, events: mpsc::Sender<Event>) -> Self {
+    fn new(bookies: Bookies, ledger: LedgerId, events: Events) -> Self {
         Self { bookies, ledger, events, reads: BTreeMap::new(), writes: BTreeMap::new() }
     }
 
@@ -148,27 +185,32 @@ impl Streams {
         });
     }
 
-    fn write(&mut self, round: Round, place: usize, bookie: BookieId, queued: Queued) {
-        if let Some(queue) = self.writes.get(&(round, place)) {
-            // A closed queue means that the stream has failed, and said so.
-            let _ = queue.try_send(queued);
-            return;
+    fn write(&mut self, place: Place, bookie: BookieId, queued: Queued) -> Result<(), Refusal> {
+        if let Some(queue) = self.writes.get(&place) {
+            return match queue.try_send(queued) {
+                // A closed queue means that the stream has failed, and said so.
+                Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+                Err(TrySendError::Full(_)) => {
+                    let why = format!("is more than {QUEUE_MAX} write-backs behind");
+                    Err(Refusal::Unknown(why))
+                }
+            };
         }
         let (queue, to_write) = mpsc::channel(QUEUE_MAX);
         let _ = queue.try_send(queued);
-        self.writes.insert((round, place), queue);
+        self.writes.insert(place, queue);
         let open = OpenAdds { ledger: self.ledger.get(), writer: None, fragment: None };
-        let adds = Adds { bookie, open, tenure: Tenure::default(), fragment: 0 };
+        let adds = Adds { bookie, open, tenure: place.2, fragment: 0 };
         let (bookies, events) = (self.bookies.clone(), self.events.clone());
         tokio::spawn(async move {
             let on_added = |added: Added| {
-                let event = Event::Written(round, place, added.first, added.last);
                 // There is room for as many as can be under way.
-                let _ = events.try_send(event);
+                let _ = events.try_send(Event::Written(place, added.first..=added.last));
             };
             if let Err(refusal) = adds::run(&bookies, adds, to_write, on_added).await {
-                let _ = events.send(Event::NotWritten(round, place, refusal)).await;
+                let _ = events.send(Event::NotWritten(place, refusal)).await;
             }
         });
+        Ok(())
     }
 }

@@ -41,6 +41,10 @@
 //! quorum can have it. There the ledger ends; a CAS to closed says so, and decides between any
 //! number of recoveries and the writer.
 //!
+//! A bookie that does not take what is written back is replaced, from the first entry on that is
+//! not safe. Only the CAS to closed makes that known: until then every recovery fences and reads
+//! the ensemble that the writer had, and so they all find the same end.
+//!
 //! "I don't know" is not "I don't have it": a bookie says [`Refusal::Absent`] only when it is
 //! certain, and every other refusal, silence included, decides nothing.
 //!

@@ -1,21 +1,28 @@
 //! Recovery: closes the ledger of a writer that is gone.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 
 use crate::writer::{CasOutcome, list};
 use crate::{
-    BookieId, Entry, EntryId, Fragment, LedgerMetadata, MetadataVersion, Places, Refusal, State,
+    BookieId, Entry, EntryId, Fragment, LedgerMetadata, MetadataVersion, Places, Refusal,
+    Replication, State, Tenure,
 };
 
 use reading::Reading;
 
 mod reading;
+mod writing;
 
 /// Closes one ledger: takes it from its writer, fences it, finds its end, makes every entry up
 /// to there safe, and puts the end into the metadata.
 ///
 /// Feed it with `on_*`; after each call, take actions until there is none. Any number of clients
 /// may recover a ledger at once, also while it is written: all end with the same value.
+///
+/// A bookie that fails to take what has to be made safe is replaced, if there is another. Only
+/// the close makes that known: until then every recovery reads where the writer wrote, and so
+/// finds the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Recovery {
     version: MetadataVersion,
@@ -40,13 +47,19 @@ enum Phase {
     },
     Reading(Box<Reading>),
     /// The close is with the metastore.
-    Closing {
-        last: Option<EntryId>,
-        length: u64,
-    },
+    Closing(End),
     /// It cannot finish; the metadata will tell whether another recovery has.
     Failing(RecoveryError),
     Ended,
+}
+
+/// What the close puts into the metadata.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct End {
+    last: Option<EntryId>,
+    length: u64,
+    /// The fragments of those that replaced others.
+    changes: Vec<Fragment>,
 }
 
 /// What the recovery wants to be done.
@@ -57,28 +70,43 @@ pub enum Action {
     Fence {
         /// The round to report for.
         round: Round,
-        /// The place in the last ensemble.
+        /// The place in the ensemble, to report for.
         place: usize,
+        /// The bookie there.
+        bookie: BookieId,
     },
     /// Read an entry from a place, fencing; report by [`Recovery::on_copy`] or
     /// [`Recovery::on_read_refused`].
     Read {
         /// The round to report for.
         round: Round,
-        /// The place in the last ensemble.
+        /// The place in the ensemble, to report for.
         place: usize,
+        /// The bookie that was there when the round began.
+        bookie: BookieId,
         /// The entry.
         entry: EntryId,
     },
     /// Write an entry to a place with the recovery flag, the very bytes that were read; report
-    /// by [`Recovery::on_written`] or [`Recovery::on_write_refused`].
+    /// by [`Recovery::on_written`] or [`Recovery::on_write_refused`]. Entries for one tenure of a
+    /// place go out in this order.
     WriteBack {
         /// The round to report for.
         round: Round,
-        /// The place in the last ensemble.
+        /// The place in the ensemble, to report for.
         place: usize,
+        /// The tenure to report for.
+        tenure: Tenure,
+        /// The bookie that has the place in this tenure.
+        bookie: BookieId,
         /// The entry.
         entry: Entry,
+    },
+    /// Find bookies for the places that are [lacking](Recovery::lacking) one, and report by
+    /// [`Recovery::on_chosen`], also if there is none.
+    Choose {
+        /// The round to report for.
+        round: Round,
     },
     /// Read the metadata, and report by [`Recovery::on_metadata`].
     ReadMetadata,
@@ -138,12 +166,12 @@ impl Recovery {
                 self.metadata.state = State::InRecovery;
                 self.fence();
             }
-            (CasOutcome::Won(version), Phase::Closing { last, length }) => {
+            (CasOutcome::Won(version), Phase::Closing(end)) => {
                 self.version = version;
-                self.metadata.state = State::Closed { last: *last, length: *length };
+                end.put_into(&mut self.metadata);
                 self.done();
             }
-            (CasOutcome::Lost | CasOutcome::Unknown, Phase::Joining | Phase::Closing { .. }) => {
+            (CasOutcome::Lost | CasOutcome::Unknown, Phase::Joining | Phase::Closing(_)) => {
                 self.actions.push_back(Action::ReadMetadata);
             }
             (_, Phase::Fencing { .. } | Phase::Reading(_) | Phase::Failing(_) | Phase::Ended) => {}
@@ -157,8 +185,8 @@ impl Recovery {
         match (&self.phase, self.metadata.state) {
             // Re-replication has changed earlier fragments, or our own attempt may still land
             // and may as well be repeated: the end that was found is still the end.
-            (Phase::Closing { .. }, State::InRecovery) if ours => self.close(),
-            (Phase::Joining | Phase::Closing { .. }, _) => self.begin(),
+            (Phase::Closing(_), State::InRecovery) if ours => self.close(),
+            (Phase::Joining | Phase::Closing(_), _) => self.begin(),
             (Phase::Failing(_), State::Closed { .. }) => self.done(),
             (Phase::Failing(error), _) => {
                 self.actions.push_back(Action::Fail(error.clone()));
@@ -177,9 +205,7 @@ impl Recovery {
             fenced.insert(place);
             *last_add_confirmed = (*last_add_confirmed).max(confirmed);
             if self.metadata.replication.is_fenced_by(*fenced) {
-                let fragment = self.metadata.last_fragment();
-                let reading =
-                    Reading::new(self.metadata.replication, fragment, *last_add_confirmed);
+                let reading = Reading::new(round, &self.metadata, *last_add_confirmed);
                 self.phase = Phase::Reading(Box::new(reading));
                 self.read_on();
             }
@@ -224,21 +250,48 @@ impl Recovery {
     }
 
     /// Notes that a place has on disk what was written back to it of a run of entries.
-    pub fn on_written(&mut self, round: Round, place: usize, first: EntryId, last: EntryId) {
+    pub fn on_written(
+        &mut self,
+        round: Round,
+        place: usize,
+        tenure: Tenure,
+        entries: RangeInclusive<EntryId>,
+    ) {
         if let Phase::Reading(reading) = &mut self.phase
             && round == self.round
         {
-            reading.on_written(place, first, last);
+            reading.writing.on_written(place, tenure, &entries);
             self.read_on();
         }
     }
 
-    /// Notes that a place does not take what was to be written back to it, now or later.
-    pub fn on_write_refused(&mut self, round: Round, place: usize, refusal: Refusal) {
+    /// Notes that a place does not take what was to be written back to it, now or later in this
+    /// tenure.
+    pub fn on_write_refused(
+        &mut self,
+        round: Round,
+        place: usize,
+        tenure: Tenure,
+        refusal: Refusal,
+    ) {
         if let Phase::Reading(reading) = &mut self.phase
             && round == self.round
         {
-            reading.on_write_refused(place, refusal);
+            reading.writing.on_refused(place, tenure, refusal);
+            self.read_on();
+        }
+    }
+
+    /// Takes the bookies that were found for places that lack one; there may be fewer than
+    /// places, or none. A bookie that has refused, or has a place already, is not taken.
+    ///
+    /// For a place that gets none, none is asked for again in this round until another place
+    /// lacks one too.
+    pub fn on_chosen(&mut self, round: Round, chosen: &BTreeMap<usize, BookieId>) {
+        if let Phase::Reading(reading) = &mut self.phase
+            && round == self.round
+        {
+            reading.writing.on_chosen(chosen, &self.metadata, &mut self.actions);
             self.read_on();
         }
     }
@@ -256,9 +309,35 @@ impl Recovery {
         }
     }
 
-    /// Returns the ensemble that the places of this round's actions are of.
+    /// Returns the ensemble that write-backs go to at present: the last in the metadata, with the
+    /// replacements of this round.
     pub fn ensemble(&self) -> &[BookieId] {
-        &self.metadata.last_fragment().ensemble
+        match &self.phase {
+            Phase::Reading(reading) => reading.writing.ensemble(),
+            _ => &self.metadata.last_fragment().ensemble,
+        }
+    }
+
+    /// Returns how the ledger's entries are spread.
+    pub const fn replication(&self) -> Replication {
+        self.metadata.replication
+    }
+
+    /// Returns the places that have failed and are needed for what is being written back.
+    pub fn lacking(&self) -> Places {
+        match &self.phase {
+            Phase::Reading(reading) => reading.writing.lacking(),
+            _ => Places::default(),
+        }
+    }
+
+    /// Returns the bookies that have refused write-backs in this round: none of them is taken for
+    /// a replacement.
+    pub fn refused(&self) -> BTreeSet<BookieId> {
+        match &self.phase {
+            Phase::Reading(reading) => reading.writing.refused(),
+            _ => BTreeSet::new(),
+        }
     }
 
     /// Begins, or begins again, from what the metadata says.
@@ -277,8 +356,12 @@ impl Recovery {
 
     fn fence(&mut self) {
         let round = self.round;
-        let places = 0..self.metadata.replication.ensemble();
-        self.actions.extend(places.map(|place| Action::Fence { round, place }));
+        let ensemble = self.metadata.last_fragment().ensemble.iter().enumerate();
+        self.actions.extend(ensemble.map(|(place, &bookie)| Action::Fence {
+            round,
+            place,
+            bookie,
+        }));
         self.phase = Phase::Fencing {
             fenced: Places::default(),
             refused: BTreeMap::new(),
@@ -286,27 +369,13 @@ impl Recovery {
         };
     }
 
-    /// Takes out of the reading what it wants, and ends it when it has ended.
+    /// Goes as far as the answers allow.
     fn read_on(&mut self) {
         let Phase::Reading(reading) = &mut self.phase else { return };
-        match reading.go_on() {
-            Ok(None) => {
-                let round = self.round;
-                let reads = reading.reads.drain(..);
-                self.actions.extend(reads.map(|(place, entry)| Action::Read {
-                    round,
-                    place,
-                    entry,
-                }));
-                let writes = reading.writes.drain(..);
-                self.actions.extend(writes.map(|(place, entry)| Action::WriteBack {
-                    round,
-                    place,
-                    entry,
-                }));
-            }
-            Ok(Some((last, length))) => {
-                self.phase = Phase::Closing { last, length };
+        match reading.go_on(&mut self.actions) {
+            Ok(None) => {}
+            Ok(Some(end)) => {
+                self.phase = Phase::Closing(end);
                 self.close();
             }
             Err(error) => self.fail(error),
@@ -314,9 +383,9 @@ impl Recovery {
     }
 
     fn close(&mut self) {
-        if let Phase::Closing { last, length } = self.phase {
-            let state = State::Closed { last, length };
-            let metadata = LedgerMetadata { state, ..self.metadata.clone() };
+        if let Phase::Closing(end) = &self.phase {
+            let mut metadata = self.metadata.clone();
+            end.put_into(&mut metadata);
             self.actions.push_back(Action::Cas { version: self.version, metadata });
         }
     }
@@ -330,6 +399,13 @@ impl Recovery {
     fn fail(&mut self, error: RecoveryError) {
         self.phase = Phase::Failing(error);
         self.actions.push_back(Action::ReadMetadata);
+    }
+}
+
+impl End {
+    fn put_into(&self, metadata: &mut LedgerMetadata) {
+        writing::change_all(metadata, &self.changes);
+        metadata.state = State::Closed { last: self.last, length: self.length };
     }
 }
 

@@ -1,4 +1,7 @@
 //! The stored form of the metadata: protobuf, whose fields keep their numbers forever.
+//!
+//! Each bookie stands in it once, and fragments name bookies by their index in that table: so ten
+//! thousand fragments fit.
 
 use std::collections::BTreeMap;
 
@@ -43,6 +46,9 @@ struct Stored {
     state: Option<StoredState>,
     #[prost(bytes = "vec", optional, tag = "16")]
     request: Option<Vec<u8>>,
+    /// Every bookie that some fragment names.
+    #[prost(bytes = "vec", repeated, tag = "17")]
+    bookies: Vec<Vec<u8>>,
 }
 
 #[derive(prost::Oneof)]
@@ -72,16 +78,19 @@ struct StoredFragment {
     first: u64,
     #[prost(uint64, tag = "2")]
     length_before: u64,
-    #[prost(bytes = "vec", repeated, tag = "3")]
-    ensemble: Vec<Vec<u8>>,
+    /// Indices into the table of bookies, by place.
+    #[prost(uint32, repeated, tag = "3")]
+    ensemble: Vec<u32>,
 }
 
 pub(super) fn encode(metadata: &LedgerMetadata) -> Bytes {
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let bookies = metadata.bookies();
+    let indices: BTreeMap<_, _> = bookies.iter().zip(0_u32..).collect();
     let fragments = metadata.fragments.iter().map(|fragment| StoredFragment {
         first: fragment.first.get(),
         length_before: fragment.length_before,
-        ensemble: fragment.ensemble.iter().map(|bookie| bookie.0.as_bytes().to_vec()).collect(),
+        ensemble: fragment.ensemble.iter().map(|bookie| indices[bookie]).collect(),
     });
     let state = match metadata.state {
         State::Open => StoredState::Open(Nothing {}),
@@ -105,6 +114,7 @@ pub(super) fn encode(metadata: &LedgerMetadata) -> Bytes {
         custom: metadata.custom.iter().map(|(k, v)| (k.clone(), v.to_vec())).collect(),
         state: Some(state),
         request: metadata.request.map(|request| request.as_bytes().to_vec()),
+        bookies: bookies.iter().map(|bookie| bookie.0.as_bytes().to_vec()).collect(),
     };
     stored.encode_to_vec().into()
 }
@@ -123,6 +133,9 @@ pub(super) fn decode(bytes: &[u8]) -> Result<LedgerMetadata, MetadataError> {
             State::Closed { last: end.last.map(EntryId::new), length: end.length }
         }
     };
+    let bookies = stored.bookies.iter().map(|bookie| uuid(bookie).map(BookieId));
+    let bookies: Vec<_> = bookies.collect::<Result<_, _>>()?;
+    let fragments = stored.fragments.iter().map(|stored| fragment(stored, &bookies));
     let [ensemble, write, ack] = [stored.ensemble, stored.write_quorum, stored.ack_quorum]
         .map(|number| usize::try_from(number).unwrap_or(usize::MAX));
     Ok(LedgerMetadata {
@@ -132,7 +145,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<LedgerMetadata, MetadataError> {
         writer: WriterId(uuid(&stored.writer)?),
         replication: Replication::new(ensemble, write, ack).map_err(MetadataError::Invalid)?,
         state,
-        fragments: stored.fragments.iter().map(fragment).collect::<Result<_, _>>()?,
+        fragments: fragments.collect::<Result<_, _>>()?,
         created_at_ms: stored.created_at_ms,
         request: stored.request.as_deref().map(uuid).transpose()?,
         custom: stored.custom.into_iter().map(|(k, v)| (k, v.into())).collect(),
@@ -140,15 +153,79 @@ pub(super) fn decode(bytes: &[u8]) -> Result<LedgerMetadata, MetadataError> {
     })
 }
 
-fn fragment(stored: &StoredFragment) -> Result<Fragment, MetadataError> {
-    let ensemble = stored.ensemble.iter().map(|bookie| uuid(bookie).map(BookieId));
+fn fragment(stored: &StoredFragment, bookies: &[BookieId]) -> Result<Fragment, MetadataError> {
+    let named = |index: &u32| {
+        let bookie = usize::try_from(*index).ok().and_then(|index| bookies.get(index));
+        bookie.copied().ok_or_else(|| {
+            MetadataError::Invalid(format!(
+                "its fragment from entry {} on names bookie {index} of {}",
+                stored.first,
+                bookies.len()
+            ))
+        })
+    };
     Ok(Fragment {
         first: EntryId::new(stored.first),
         length_before: stored.length_before,
-        ensemble: ensemble.collect::<Result<_, _>>()?,
+        ensemble: stored.ensemble.iter().map(named).collect::<Result<_, _>>()?,
     })
 }
 
 fn uuid(bytes: &[u8]) -> Result<Uuid, MetadataError> {
     Uuid::from_slice(bytes).map_err(|error| MetadataError::Invalid(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::{FRAGMENTS_MAX, METADATA_BYTES_MAX};
+
+    /// A ledger as large as it may become, on so many bookies; each fragment begins where a ledger
+    /// of a terabyte would.
+    fn largest(ensemble: usize, bookies: usize) -> LedgerMetadata {
+        let fragment = |number: usize| Fragment {
+            first: EntryId::new(number as u64 * 100_000),
+            length_before: number as u64 * 100_000_000,
+            ensemble: (0..ensemble)
+                .map(|place| BookieId(Uuid::from_u128(((number * 7 + place) % bookies) as u128)))
+                .collect(),
+        };
+        LedgerMetadata {
+            ledger: LedgerId::new(9).unwrap(),
+            namespace: "default".to_owned(),
+            owner: "client".to_owned(),
+            writer: WriterId(Uuid::from_u128(1)),
+            replication: Replication::new(ensemble, 3, 2).unwrap(),
+            state: State::Open,
+            fragments: (0..FRAGMENTS_MAX).map(fragment).collect(),
+            created_at_ms: 1_700_000_000_000,
+            request: None,
+            custom: BTreeMap::new(),
+            modifiable_from: FORMAT_VERSION,
+        }
+    }
+
+    #[test]
+    fn ten_thousand_fragments_fit() {
+        for (ensemble, bookies) in [(5, 100), (16, 100), (64, 100), (16, 10_000)] {
+            let metadata = largest(ensemble, bookies);
+            let stored = metadata.encode().unwrap();
+            assert_eq!(LedgerMetadata::decode(&stored), Ok(metadata), "E={ensemble} of {bookies}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let refused = largest(64, 10_000).encode().unwrap_err().to_string();
+        assert!(refused.contains(&format!("limit is {METADATA_BYTES_MAX}")), "{refused}");
+    }
+
+    #[test]
+    fn an_index_out_of_range_is_refused() {
+        let mut stored = Stored::decode(&encode(&largest(5, 100))[..]).unwrap();
+        stored.fragments[1].ensemble[2] = 100;
+        let refused = LedgerMetadata::decode(&stored.encode_to_vec()).unwrap_err().to_string();
+        let words = "its fragment from entry 100000 on names bookie 100 of 100";
+        assert!(refused.contains(words), "{refused}");
+    }
 }

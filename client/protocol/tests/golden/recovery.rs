@@ -1,15 +1,16 @@
 //! Scripts of the recovery.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::str::FromStr;
 
 use goldenscript::{Command, Context};
 use inkfast_protocol::recovery::{Action, Recovery, Round};
-use inkfast_protocol::{Entry, EntryId};
+use inkfast_protocol::{BookieId, Entry, EntryId, Fragment, Tenure};
 
 use crate::ledgers::entry;
 use crate::metastore::{Metastore, Told};
-use crate::words::{Said, describe, entry_or_none, short};
+use crate::words::{Name, Said, describe, entry_or_none, short};
 
 /// The entries whose reads are told one by one.
 const TOLD_ONE_BY_ONE: usize = 3;
@@ -19,10 +20,12 @@ pub(crate) struct Runner {
     recovery: Option<Recovery>,
     /// The round of the actions that came last; answers are for it.
     round: Round,
+    /// The tenure of each place that something was written back to in that round.
+    tenures: BTreeMap<usize, Tenure>,
 }
 
-/// Numbers stand for entries and places; answers are to the present round if the script names no
-/// other.
+/// Numbers stand for entries and places; answers are to the present round and the place's present
+/// tenure if the script names no other.
 #[derive(Command)]
 pub(crate) enum Input {
     /// Begins to recover the ledger.
@@ -68,12 +71,23 @@ pub(crate) enum Input {
         places: Vec<usize>,
         #[arg(key)]
         round: Option<u32>,
+        #[arg(key)]
+        tenure: Option<u64>,
     },
     /// A place takes no write-backs.
     NotWritten {
         place: usize,
         #[arg(key)]
         why: Said,
+        #[arg(key)]
+        tenure: Option<u64>,
+    },
+    /// Bookies are found for places, each told like `1/b5`; or none is.
+    Chosen {
+        #[arg(optional)]
+        replacements: Vec<Replacement>,
+        #[arg(key)]
+        round: Option<u32>,
     },
     /// What happens in the metastore.
     #[command(other)]
@@ -91,6 +105,19 @@ impl FromStr for Preposition {
     }
 }
 
+/// A bookie for a place, `1/b5`.
+pub(crate) struct Replacement(usize, BookieId);
+
+impl FromStr for Replacement {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (place, bookie) = text.split_once('/').ok_or("say 'place/bookie'")?;
+        let place = place.parse().map_err(|_| format!("'{place}' is no place"))?;
+        Ok(Self(place, Name::from_str(bookie)?.0))
+    }
+}
+
 impl goldenscript::Runner for Runner {
     type Command = Input;
 
@@ -101,6 +128,7 @@ impl goldenscript::Runner for Runner {
             Input::Recover => {
                 let metadata = self.metastore.metadata.clone();
                 self.recovery = Some(Recovery::new(self.metastore.version, metadata));
+                self.tenures.clear();
             }
             Input::Fenced { places, lac, round } => {
                 let round = of(round);
@@ -124,16 +152,21 @@ impl goldenscript::Runner for Runner {
                     self.recovery()?.on_read_refused(round, *place, entry, said);
                 }
             }
-            Input::Written { entry, places, round, .. } => {
+            Input::Written { entry, places, round, tenure, .. } => {
                 let round = of(round);
                 for place in places {
-                    let entry = EntryId::new(*entry);
-                    self.recovery()?.on_written(round, *place, entry, entry);
+                    let (entry, tenure) = (EntryId::new(*entry), self.tenure(*place, *tenure));
+                    self.recovery()?.on_written(round, *place, tenure, entry..=entry);
                 }
             }
-            Input::NotWritten { place, why } => {
-                let round = self.round;
-                self.recovery()?.on_write_refused(round, *place, why.0.clone());
+            Input::NotWritten { place, why, tenure } => {
+                let (round, tenure) = (self.round, self.tenure(*place, *tenure));
+                self.recovery()?.on_write_refused(round, *place, tenure, why.0.clone());
+            }
+            Input::Chosen { replacements, round } => {
+                let chosen = replacements.iter().map(|Replacement(place, b)| (*place, *b));
+                let round = of(round);
+                self.recovery()?.on_chosen(round, &chosen.collect());
             }
             Input::Metastore(command) => out += &self.run_metastore(command)?,
         }
@@ -160,23 +193,54 @@ impl Runner {
         }
     }
 
+    /// The tenure of an answer: the present one if the script names none.
+    fn tenure(&self, place: usize, named: Option<u64>) -> Tenure {
+        named.map_or_else(|| self.tenures.get(&place).copied().unwrap_or_default(), Tenure)
+    }
+
+    /// Tells a place, with its bookie if the metastore has another one there.
+    fn at(&self, place: usize, bookie: BookieId) -> String {
+        if self.metastore.metadata.last_fragment().ensemble[place] == bookie {
+            return place.to_string();
+        }
+        format!("{place}/{}", short(&bookie))
+    }
+
     fn actions(&mut self) -> String {
         let (mut told, mut reads) = (Lines::default(), Lines::default());
         while let Some(action) = self.recovery.as_mut().and_then(Recovery::next_action) {
             match action {
-                Action::Fence { round, place } => {
+                Action::Fence { round, place, bookie } => {
+                    if self.round != round {
+                        self.tenures.clear();
+                    }
                     self.round = round;
-                    told.place(&format!("round {}: fence", round.0), place);
+                    told.place(&format!("round {}: fence", round.0), &self.at(place, bookie));
                 }
-                Action::Read { place, entry, .. } => {
-                    reads.place(&format!("read {entry} from"), place)
+                Action::Read { place, bookie, entry, .. } => {
+                    reads.place(&format!("read {entry} from"), &self.at(place, bookie));
                 }
-                Action::WriteBack { place, entry, .. } => {
-                    told.place(&format!("write back {} to", words(&entry)), place);
+                Action::WriteBack { place, tenure, bookie, entry, .. } => {
+                    self.tenures.insert(place, tenure);
+                    let what = format!("write back {} to", words(&entry));
+                    told.place(&what, &self.at(place, bookie));
+                }
+                Action::Choose { .. } => {
+                    let recovery = self.recovery.as_ref().unwrap();
+                    let lacking: Vec<_> =
+                        recovery.lacking().iter().map(|p| p.to_string()).collect();
+                    let refused: Vec<_> = recovery.refused().iter().map(short).collect();
+                    let [lacking, refused] = [lacking, refused].map(|words| words.join(" "));
+                    told.line(format!("choose for {lacking} (refused: {refused})"));
                 }
                 Action::ReadMetadata => told.line("read the metadata".to_owned()),
                 Action::Cas { version, metadata } => {
-                    told.line(self.metastore.ask(version, metadata))
+                    let fragment = metadata.last_fragment().clone();
+                    told.line(self.metastore.ask(version, metadata));
+                    if fragment != *self.metastore.metadata.last_fragment() {
+                        let Fragment { first, length_before, .. } = fragment;
+                        told.line(format!("{length_before} bytes before {first}"));
+                    }
                 }
                 Action::Done(version, metadata) => {
                     told.line(format!("done, version {}: {}", version.0, describe(&metadata)));
@@ -198,7 +262,7 @@ impl Runner {
 struct Lines(Vec<(String, String)>);
 
 impl Lines {
-    fn place(&mut self, what: &str, place: usize) {
+    fn place(&mut self, what: &str, place: &str) {
         match self.0.last_mut() {
             Some((line, places)) if line == what => *places += &format!(" {place}"),
             _ => self.0.push((what.to_owned(), format!(" {place}"))),
@@ -218,6 +282,11 @@ fn words(entry: &Entry) -> String {
 
 impl Default for Runner {
     fn default() -> Self {
-        Self { metastore: Metastore::default(), recovery: None, round: Round(0) }
+        Self {
+            metastore: Metastore::default(),
+            recovery: None,
+            round: Round(0),
+            tenures: BTreeMap::new(),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The writer, the recoveries, the bookies and the metastore, and all that is on its way between
 //! them. What the protocol promises is checked after every step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use inkfast_protocol::gate::Answer;
 use inkfast_protocol::recovery::{self, Recovery};
@@ -345,24 +345,30 @@ impl World {
             Question::Recovery(r, asked) => {
                 let recovery = &mut self.recoveries[r];
                 match (asked, answer) {
-                    (recovery::Action::Fence { round, place }, Answer::Refused(refusal)) => {
+                    (recovery::Action::Fence { round, place, .. }, Answer::Refused(refusal)) => {
                         recovery.on_fence_refused(round, place, refusal);
                     }
                     (
-                        recovery::Action::Fence { round, place },
+                        recovery::Action::Fence { round, place, .. },
                         Answer::Fenced { last_add_confirmed },
                     ) => recovery.on_fenced(round, place, last_add_confirmed),
-                    (recovery::Action::Read { round, place, entry }, Answer::Refused(refusal)) => {
+                    (
+                        recovery::Action::Read { round, place, entry, .. },
+                        Answer::Refused(refusal),
+                    ) => {
                         recovery.on_read_refused(round, place, entry, refusal);
                     }
                     (
-                        recovery::Action::WriteBack { round, place, .. },
+                        recovery::Action::WriteBack { round, place, tenure, .. },
                         Answer::Refused(refusal),
                     ) => {
-                        recovery.on_write_refused(round, place, refusal);
+                        recovery.on_write_refused(round, place, tenure, refusal);
                     }
-                    (recovery::Action::WriteBack { round, place, entry }, Answer::Added) => {
-                        recovery.on_written(round, place, entry.id(), entry.id());
+                    (
+                        recovery::Action::WriteBack { round, place, tenure, entry, .. },
+                        Answer::Added,
+                    ) => {
+                        recovery.on_written(round, place, tenure, entry.id()..=entry.id());
                     }
                     (asked, answer) => panic!("{answer:?} is no answer to {asked:?}"),
                 }
@@ -401,6 +407,10 @@ impl World {
                         self.recovered |= r + 1 == self.recoveries.len();
                     }
                     recovery::Action::Fail(_) => {}
+                    // There is no other bookie.
+                    recovery::Action::Choose { round } => {
+                        self.recoveries[r].on_chosen(round, &BTreeMap::new());
+                    }
                     // What was never appended is read ahead to no avail, and only takes steps.
                     recovery::Action::Read { entry, .. } if index(entry) > self.appended.len() => {}
                     _ => self.ask(Question::Recovery(r, action)),
