@@ -11,7 +11,7 @@
 //!
 //! # Read
 //! [`Client::open_ledger`] reads a ledger without disturbing its writer, up to the last add
-//! confirmed. [`Client::recover_ledger`] is for the ledger of a writer that died: it fences the
+//! confirmed; [`LedgerReader::tail`] goes on until it is closed. [`Client::recover_ledger`] is for the ledger of a writer that died: it fences the
 //! writer, settles where the ledger ends, and closes it. What was confirmed is in it.
 //!
 //! # One writer
@@ -23,12 +23,13 @@
 //! The rules are the state machines of [`inkfast_protocol`]; here they are driven. An append goes
 //! through `append` (room, turn), `driver` (the writer's machine under one lock) and `adds` (a
 //! stream to each bookie) and comes back the same way as a confirmation. A recovery goes through
-//! `recover` (its machine in one loop), `reads` and `adds`. [`catalog`] maps ledgers and bookies
-//! to keys of the metastore.
+//! `recover` (its machine in one loop), `reads` and `adds`. A tail goes through `tail` (its machine
+//! in one loop), `pushes` (a stream from a bookie) and `follow` (the metadata). [`catalog`] maps
+//! ledgers and bookies to keys of the metastore.
 //!
 //! # Not here
 //! No ensemble change yet: a writer whose bookie fails goes on without it, and stops when fewer
-//! than an ack quorum are left. No tailing, no transactions, no order across ledgers.
+//! than an ack quorum are left. No transactions, no order across ledgers.
 
 pub use append::{Append, LedgerWriter};
 pub use client::{Client, CreateOptions};
@@ -50,8 +51,11 @@ mod client;
 mod config;
 mod driver;
 mod error;
+mod follow;
 mod placement;
+mod pushes;
 mod read;
 mod reads;
 mod recover;
 mod registry;
+mod tail;

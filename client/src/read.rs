@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::stream::{self, FuturesUnordered, Stream, StreamExt};
 use inkfast_protocol::reader::{Action, Reader};
 use inkfast_protocol::{
-    BookieId, Entry, EntryId, LedgerId, LedgerMetadata, Places, Refusal, State,
+    BookieId, Entry, EntryId, LedgerId, LedgerMetadata, MetadataVersion, Places, Refusal, State,
 };
 use tokio::sync::mpsc;
 
 use crate::Error;
 use crate::bookies::Bookies;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Versioned};
 use crate::reads::{self, Answer, Reads};
+use crate::tail;
 
 /// How many questions may wait for one bookie: more than the protocol's reader asks ahead.
 const QUESTIONS_MAX: usize = 4096;
@@ -58,15 +59,7 @@ impl LedgerReader {
     pub async fn last_add_confirmed(&self) -> Result<Option<EntryId>, Error> {
         let mut metadata = self.metadata();
         if !matches!(metadata.state, State::Closed { .. }) {
-            match self.catalog.ledger(metadata.ledger).await {
-                Ok((_, now)) => metadata = now,
-                // What was known is enough to ask the bookies.
-                Err(error) if error.is_metastore_away() => {
-                    tracing::warn!(ledger = %metadata.ledger, %error, "reading on without it");
-                }
-                Err(error) => return Err(error),
-            }
-            self.known(|known| known.metadata = metadata.clone());
+            metadata = self.newest().await?.1;
         }
         let confirmed = match metadata.state {
             State::Closed { last, .. } => last,
@@ -102,6 +95,48 @@ impl LedgerReader {
         batches.flat_map(stream::iter)
     }
 
+    /// Follows the ledger from an entry on, which need not be there yet, and gives each entry when
+    /// it is confirmed, in order, until the ledger is closed.
+    ///
+    /// The bookies push; of what they push at most 4 MiB wait for the user, for each lane (there
+    /// are as many as the ensemble has places) at least 64 KiB, and an entry more. Another bookie
+    /// goes on for one that fails, is late or lacks an entry. The stream ends after the last entry
+    /// of the ledger, or after an error: [`Error::LedgerDeleted`] when the ledger was deleted,
+    /// [`Error::Unreadable`] when an entry that is confirmed cannot be had. While nothing is
+    /// confirmed it waits, whatever becomes of the bookies or the metastore.
+    pub fn tail(&self, from: EntryId) -> impl Stream<Item = Result<Entry, Error>> + Send + use<> {
+        tail::start(self.clone(), from)
+    }
+
+    pub(crate) const fn bookies(&self) -> &Bookies {
+        &self.bookies
+    }
+
+    pub(crate) const fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Reads the metadata; what is known of it, as of the lowest version, if the metastore is away.
+    pub(crate) async fn newest(&self) -> Result<Versioned, Error> {
+        match self.catalog.ledger(self.id()).await {
+            Ok((version, metadata)) => {
+                self.note(&metadata);
+                Ok((version, metadata))
+            }
+            // What was known is enough to ask the bookies.
+            Err(error) if error.is_metastore_away() => {
+                tracing::warn!(ledger = %self.id(), %error, "reading on without it");
+                Ok((MetadataVersion(0), self.metadata()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Notes metadata that was read.
+    pub(crate) fn note(&self, metadata: &LedgerMetadata) {
+        self.known(|known| known.metadata = metadata.clone());
+    }
+
     /// Reads until all is delivered, or nobody wants it any more.
     async fn drive(
         &self,
@@ -120,7 +155,7 @@ impl LedgerReader {
                 Err(error) if error.is_metastore_away() => return read,
                 Err(error) => return Err(error),
             };
-            self.known(|known| known.metadata = now.clone());
+            self.note(&now);
             if now.fragment_of(lost.entry).ensemble == metadata.fragment_of(lost.entry).ensemble {
                 return read;
             }
@@ -216,7 +251,10 @@ impl LedgerReader {
     }
 
     /// Asks the last ensemble until every ack quorum has a bookie that has answered.
-    async fn quorum_read(&self, metadata: &LedgerMetadata) -> Result<Option<EntryId>, Error> {
+    pub(crate) async fn quorum_read(
+        &self,
+        metadata: &LedgerMetadata,
+    ) -> Result<Option<EntryId>, Error> {
         let fragment = metadata.last_fragment();
         let asked = fragment.ensemble.iter().enumerate().map(|(place, &bookie)| async move {
             (place, bookie, self.bookies.last_add_confirmed(bookie, metadata.ledger, false).await)

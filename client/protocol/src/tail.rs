@@ -143,7 +143,7 @@ impl Tail {
 
     /// Takes an entry that was pushed, and verified.
     pub fn on_entry(&mut self, stream: StreamNumber, entry: Entry) {
-        let Some((lane, bookie)) = self.lane_of(stream) else { return };
+        let Some((lane, bookie)) = self.source_of(stream) else { return };
         if entry.id() != self.lanes[lane].next {
             return self.on_failed(stream, &format!("pushed entry {} out of turn", entry.id()));
         }
@@ -167,7 +167,7 @@ impl Tail {
 
     /// Takes the word of a bookie that it cannot push an entry.
     pub fn on_missing(&mut self, stream: StreamNumber, entry: EntryId, refusal: Refusal) {
-        match self.lane_of(stream) {
+        match self.source_of(stream) {
             Some((lane, bookie)) if self.lanes[lane].next == entry => {
                 self.refuse(lane, bookie, refusal);
             }
@@ -177,7 +177,7 @@ impl Tail {
 
     /// Notes that a stream could not be opened, broke off, or carried what makes no sense.
     pub fn on_failed(&mut self, stream: StreamNumber, why: &str) {
-        let Some((lane, bookie)) = self.lane_of(stream) else { return };
+        let Some((lane, bookie)) = self.source_of(stream) else { return };
         self.silent.insert(bookie);
         self.refuse(lane, bookie, Refusal::Unknown(why.to_owned()));
     }
@@ -264,12 +264,17 @@ impl Tail {
         (is_confirmed && !self.ended).then_some(self.next)
     }
 
+    /// Returns the lane that a stream pushes; none if the stream was replaced.
+    pub fn lane_of(&self, stream: StreamNumber) -> Option<usize> {
+        self.source_of(stream).map(|(lane, _)| lane)
+    }
+
     fn lane_with(&self, entry: EntryId) -> usize {
         // The remainder is below the number of lanes, so it fits.
         usize::try_from(entry.get() % self.lanes.len() as u64).unwrap_or(0)
     }
 
-    fn lane_of(&self, stream: StreamNumber) -> Option<(usize, BookieId)> {
+    fn source_of(&self, stream: StreamNumber) -> Option<(usize, BookieId)> {
         self.lanes.iter().enumerate().find_map(|(lane, of)| match of.source {
             Source::Stream { number, bookie, .. } if number == stream => Some((lane, bookie)),
             _ => None,
