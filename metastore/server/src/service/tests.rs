@@ -41,6 +41,7 @@ async fn watches_lose_nothing_when_streams_break_off() {
             let prefix = ["", "a/", "a/1", "b/"][followers.len() % 4];
             followers.spawn(follow(store.clone(), prefix));
         }
+        assert!(followers.try_join_next().is_none(), "a follower has failed");
         store.commit(transaction()).await.unwrap();
         written += 1;
     }
