@@ -219,7 +219,7 @@ impl Driver {
 
     /// Gives an entry its share of the room in flight.
     fn queued(&self, entry: Entry) -> Queued {
-        let lowest = self.waiting.front().map_or(entry.id(), |waiting| waiting.entry);
+        let lowest = self.waiting.front().map_or_else(|| entry.id(), |waiting| waiting.entry);
         let behind = usize::try_from(entry.id().get() - lowest.get()).unwrap_or(usize::MAX);
         let room = self.waiting.get(behind).map(|waiting| Arc::clone(&waiting.room));
         Queued::Entry { entry, _room: room }

@@ -108,7 +108,7 @@ impl Error {
 
     /// Says whether the metastore has forgotten changes that were to be followed.
     pub(crate) const fn is_compacted(&self) -> bool {
-        matches!(self, Self::Metastore(inkfast_metastore::Error::Compacted { .. }))
+        matches!(self, Self::Metastore(inkfast_metastore::Error::Compacted))
     }
 
     pub(crate) fn of_writer(ledger: LedgerId, error: WriteError) -> Self {
