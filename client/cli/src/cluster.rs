@@ -98,6 +98,11 @@ impl Cluster {
         &self.bookies
     }
 
+    /// Stops a bookie, which the cluster then has no more.
+    pub async fn stop_bookie(&mut self, index: usize) {
+        self.bookies.remove(index).stop().await;
+    }
+
     /// Waits until a daemon cannot go on, and says why.
     pub async fn failed(&mut self) -> Error {
         let metastore = async { Error::Metastore(self.metastore.failed().await) };
