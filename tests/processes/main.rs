@@ -17,4 +17,5 @@ mod kills;
 mod process;
 mod restarts;
 mod strangers;
+mod tailing;
 mod writing;

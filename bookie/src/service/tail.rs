@@ -156,12 +156,9 @@ impl Lane {
     /// Returns the next entries that are confirmed and ought to be here: while the ledger is
     /// written, one above the highest that is on disk may still come.
     fn due(&self, tip: Tip) -> Vec<EntryId> {
-        let Some(last) = self.to.or(tip.confirmed.min(tip.durable).map(EntryId::get)) else {
-            return Vec::new();
-        };
-        if self.credit() == 0 {
-            return Vec::new();
-        }
+        let pushable = tip.confirmed.min(tip.durable).map(EntryId::get);
+        let last = self.to.or(pushable).filter(|_| self.credit() > 0);
+        let Some(last) = last else { return Vec::new() };
         let ids = (0..).map_while(|n: u64| self.next.checked_add(n.checked_mul(self.lanes)?));
         ids.take_while(|id| *id <= last).take(RUN_ENTRIES_MAX).map(EntryId::new).collect()
     }

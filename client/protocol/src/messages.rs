@@ -200,7 +200,7 @@ pub struct Tail {
     /// there is no end.
     #[prost(uint64, optional, tag = "3")]
     pub to: Option<u64>,
-    /// How many lanes the ledger is cut into: 1 to [`ENSEMBLE_MAX`](crate::ENSEMBLE_MAX).
+    /// How many lanes the ledger is cut into: 1 to [`ENSEMBLE_MAX`].
     #[prost(uint32, tag = "4")]
     pub lanes: u32,
     /// Which lane, below `lanes`.
