@@ -195,10 +195,7 @@ impl Driver {
         {
             waiting.late_at = Instant::now() + self.reader.bookies().deadlines().read;
         }
-        let lane = &mut self.lanes[lane];
-        lane.left = (credit - lane.untaken).max(0);
-        lane.granted = watch::Sender::new(u64::try_from(lane.left).unwrap_or(0));
-        let (bookies, granted) = (self.reader.bookies().clone(), lane.granted.subscribe());
+        let (bookies, granted) = (self.reader.bookies().clone(), self.lanes[lane].begin(credit));
         tokio::spawn(pushes::run(bookies, pushes, granted, self.tell.clone()));
     }
 
@@ -208,9 +205,7 @@ impl Driver {
             let Some(lane) = self.tail.lane_of(stream) else { return };
             match pushed {
                 Pushed::Entry(entry) => {
-                    let lane = &mut self.lanes[lane];
-                    lane.left -= bytes_of(&entry);
-                    lane.untaken += bytes_of(&entry);
+                    self.lanes[lane].note_pushed(bytes_of(&entry));
                     self.tail.on_entry(stream, entry);
                 }
                 Pushed::Confirmed(confirmed) => self.tail.on_confirmed(confirmed),
@@ -337,6 +332,18 @@ impl Driver {
 }
 
 impl Lane {
+    /// Begins another stream, and ends the one before.
+    fn begin(&mut self, credit: i64) -> watch::Receiver<u64> {
+        self.left = (credit - self.untaken).max(0);
+        self.granted = watch::Sender::new(u64::try_from(self.left).unwrap_or(0));
+        self.granted.subscribe()
+    }
+
+    fn note_pushed(&mut self, bytes: i64) {
+        self.left -= bytes;
+        self.untaken += bytes;
+    }
+
     /// Lets as much more be pushed as there is credit, once that is worth a message.
     fn grant(&mut self, credit: i64) {
         let free = credit - self.untaken - self.left;
@@ -350,4 +357,37 @@ impl Lane {
 
 fn bytes_of(entry: &Entry) -> i64 {
     i64::try_from(entry.bytes().len()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CREDIT: i64 = 1000;
+    const LARGEST: i64 = 300;
+
+    #[test]
+    fn what_is_not_taken_is_bounded_and_whoever_takes_all_gets_more() {
+        let mut lane = Lane { granted: watch::Sender::new(0), left: 0, untaken: 0 };
+        let mut granted = lane.begin(CREDIT);
+        let (mut pushed, mut random) = (0, fastrand::Rng::with_seed(7));
+        for _ in 0..10_000 {
+            if random.u8(..) == 0 {
+                // Another bookie, whose account begins anew.
+                (granted, pushed) = (lane.begin(CREDIT), 0);
+            }
+            let mut untaken_max = lane.untaken;
+            while pushed < *granted.borrow_and_update() {
+                let bytes = random.i64(1..=LARGEST);
+                pushed += u64::try_from(bytes).unwrap();
+                lane.note_pushed(bytes);
+                untaken_max = lane.untaken;
+            }
+            assert!(untaken_max < CREDIT + LARGEST, "{untaken_max} wait for the user");
+            let taken = random.i64(0..=lane.untaken);
+            lane.untaken -= if random.bool() { taken } else { lane.untaken };
+            lane.grant(CREDIT);
+            assert!(lane.untaken > 0 || pushed < *granted.borrow(), "nothing more can come");
+        }
+    }
 }

@@ -20,6 +20,7 @@ struct Lane {
     lanes: u64,
     /// The next entry to be pushed.
     next: u64,
+    /// The last entry to be pushed, if there is one. All up to it are confirmed.
     to: Option<u64>,
     /// The last add confirmed that the client was told.
     told: Option<EntryId>,
@@ -105,6 +106,9 @@ impl BookieService {
         });
         places.truncate(fits.count());
         for (id, entry) in due.into_iter().zip(self.read_run(places).await) {
+            if lane.credit() == 0 {
+                break;
+            }
             let (kind, body) = match entry {
                 Ok(entry) => (kind::ENTRY, entry),
                 Err(refusal) => {
@@ -149,20 +153,14 @@ impl Lane {
         }
     }
 
-    /// Returns the next entries that are confirmed and ought to be here: one above the highest
-    /// that is on disk may still come.
+    /// Returns the next entries that are confirmed and ought to be here: while the ledger is
+    /// written, one above the highest that is on disk may still come.
     fn due(&self, tip: Tip) -> Vec<EntryId> {
-        let Some(last) = tip.confirmed.min(tip.durable).map(EntryId::get) else {
-            return Vec::new();
-        };
-        if self.credit() == 0 {
-            return Vec::new();
-        }
+        let pushable = tip.confirmed.min(tip.durable).map(EntryId::get);
+        let last = self.to.or(pushable).filter(|_| self.credit() > 0);
+        let Some(last) = last else { return Vec::new() };
         let ids = (0..).map_while(|n: u64| self.next.checked_add(n.checked_mul(self.lanes)?));
-        ids.take_while(|id| *id <= last && self.to.is_none_or(|to| *id <= to))
-            .take(RUN_ENTRIES_MAX)
-            .map(EntryId::new)
-            .collect()
+        ids.take_while(|id| *id <= last).take(RUN_ENTRIES_MAX).map(EntryId::new).collect()
     }
 
     fn push(&mut self, kind: u8, body: &Bytes, frames: &mut Frames) {

@@ -83,7 +83,7 @@ pub enum Action {
         lane: usize,
         /// The first entry to be pushed.
         from: EntryId,
-        /// The last, if the bookie has no more of the ledger.
+        /// The last, if there is no more in the fragment. All up to it are confirmed then.
         to: Option<EntryId>,
     },
     /// Hand an entry to the user.
@@ -301,13 +301,14 @@ impl Tail {
         }
     }
 
-    /// Lets a lane go on with its stream, if its bookie has the next entry too.
+    /// Lets a lane go on with its stream if its bookie has the next entry too, and knows that it
+    /// is confirmed if the metadata says so.
     fn settle(&mut self, lane: usize) {
         let Lane { next, source: Source::Stream { bookie, to, .. }, .. } = self.lanes[lane] else {
             return;
         };
-        let has_next = to.is_none_or(|to| next <= to) && self.write_set(next).any(|b| b == bookie);
-        if !has_next || self.is_beyond_end(next) {
+        let has_next = self.write_set(next).any(|other| other == bookie);
+        if !has_next || self.end_of_fragment(next) != to || self.is_beyond_end(next) {
             self.follow(lane);
         }
     }
