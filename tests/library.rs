@@ -10,7 +10,6 @@ use inkfast::catalog::Catalog;
 use inkfast::{
     Client, CreateOptions, EntryId, Error, LedgerReader, PAYLOAD_BYTES_MAX, Replication, State,
 };
-use inkfast_bookie::Bookie;
 use inkfast_cli::cluster::Cluster;
 use inkfast_metastore::{DEFAULT_TIMEOUT, Metastore, RemoteMetastore, Scan};
 use inkfast_wire::{Endpoint, Identity, Net, Role};
@@ -251,45 +250,5 @@ async fn a_bookie_that_lost_its_lease_registers_again() {
         }
     };
     tokio::time::timeout(PATIENCE, again).await.unwrap();
-    cluster.stop().await;
-}
-
-#[tokio::test]
-async fn a_recovery_replaces_a_bookie_that_is_gone() {
-    let cluster = Cluster::temporary(2).await.unwrap();
-    let start = async |name: &str| {
-        let config = inkfast_bookie::Config {
-            dir: cluster.dir().join(name),
-            listen: "127.0.0.1:0".to_owned(),
-            advertise: Vec::new(),
-            metastore: vec![cluster.metastore_address().to_string()],
-            identity: Identity::load(cluster.dir(), Role::Bookie, None).unwrap(),
-            rack: None,
-            net: Net::Os,
-        };
-        Bookie::start(config).await.unwrap()
-    };
-    let gone = start("gone").await;
-    let client = cluster.client().await.unwrap();
-    // Each entry needs all three to be safe.
-    let replication = Replication::new(3, 3, 3).unwrap();
-    let options = CreateOptions { replication, ..CreateOptions::default() };
-    let writer = client.create_ledger(options).await.unwrap();
-    for payload in ["a", "b", "c"] {
-        writer.append(payload).await.unwrap().await.unwrap();
-    }
-    let spare = start("spare").await;
-    gone.stop().await;
-
-    // The last entry is not known to be confirmed, so it is written back.
-    let reader = client.recover_ledger(writer.id()).await.unwrap();
-    let metadata = reader.metadata();
-    assert_eq!(metadata.state, State::Closed { last: Some(EntryId::new(2)), length: 3 });
-    let [before, after] = &metadata.fragments[..] else { panic!("{:?}", metadata.fragments) };
-    assert_eq!((after.first, after.length_before), (EntryId::new(2), 2));
-    let place = before.ensemble.iter().position(|bookie| !after.ensemble.contains(bookie));
-    assert_eq!(after.ensemble[place.unwrap()], spare.id());
-    assert_eq!(payloads(&reader).await, ["a", "b", "c"]);
-    spare.stop().await;
     cluster.stop().await;
 }

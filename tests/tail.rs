@@ -133,7 +133,7 @@ async fn a_tail_ends_with_an_error_when_the_ledger_is_deleted() {
     expect(&mut tail, 0..1).await;
     client.delete_ledger(writer.id()).await.unwrap();
     let end = tokio::time::timeout(PATIENCE, tail.next()).await.unwrap();
-    assert!(matches!(end, Some(Err(Error::LedgerNotFound(id))) if id == writer.id()), "{end:?}");
+    assert!(matches!(end, Some(Err(Error::LedgerDeleted(id))) if id == writer.id()), "{end:?}");
     assert!(tail.next().await.is_none());
     cluster.stop().await;
 }

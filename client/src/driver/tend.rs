@@ -10,8 +10,10 @@ use tokio::time::{Instant, sleep_until};
 use super::{Driver, with};
 use crate::placement::{self, Lacking};
 
-/// How long nothing is appended before the bookies are told the last add confirmed.
-const IDLE: Duration = Duration::from_millis(100);
+/// How long nothing is appended before the bookies are told the last add confirmed, which the next
+/// entry would tell. For so long a tail waits for the last entry; more often than that, nothing is
+/// sent for it.
+const IDLE: Duration = Duration::from_millis(2);
 
 /// Tends a driver until it is dropped.
 pub(super) async fn run(
