@@ -130,7 +130,7 @@ async fn a_tail_ends_with_an_error_when_the_ledger_is_deleted() {
     let writer = create(&client, [3, 3, 2]).await;
     let mut tail = tail(&cluster, writer.id(), 0).await;
     append(&writer, 0..2).await;
-    expect(&mut tail, 0..1).await;
+    expect(&mut tail, 0..2).await;
     client.delete_ledger(writer.id()).await.unwrap();
     let end = tokio::time::timeout(PATIENCE, tail.next()).await.unwrap();
     assert!(matches!(end, Some(Err(Error::LedgerDeleted(id))) if id == writer.id()), "{end:?}");
