@@ -9,15 +9,11 @@ use std::time::Duration;
 use inkfast_protocol::messages::{Fence, LedgerState, Refused, kind};
 use inkfast_protocol::{BookieId, EntryId, LedgerId, Refusal};
 use inkfast_wire::{Connection, Endpoint, Frame, Remote, Role, Stream, Target};
-
 use tokio::time::sleep;
 
 use crate::Deadlines;
 use crate::catalog::{Catalog, Registration};
 use crate::registry::Registry;
-
-/// The pause before a bookie that has failed is asked again.
-const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Finds bookies by their id, wherever they are. Clones share everything.
 #[derive(Clone)]
@@ -53,10 +49,13 @@ impl Bookies {
         &self.0.registry
     }
 
-    /// Notes that a bookie has failed, and finds out when it answers again.
-    pub(crate) fn failed(&self, bookie: BookieId) {
-        if self.registry().failed(bookie) {
-            tokio::spawn(probe(Arc::downgrade(&self.0), bookie));
+    /// Notes that a bookie takes no adds of some ledger. If that may be so for all ledgers, it is
+    /// not chosen for any until it answers again, which is found out.
+    pub(crate) fn refused(&self, bookie: BookieId, refusal: &Refusal) {
+        if matches!(refusal, Refusal::Unknown(_) | Refusal::ReadOnly(_))
+            && let Some(pause) = self.registry().failed(bookie)
+        {
+            tokio::spawn(probe(Arc::downgrade(&self.0), bookie, pause));
         }
     }
 
@@ -160,11 +159,11 @@ impl Bookies {
 
 /// Asks a bookie that has failed until it answers. One that does not run is not asked: when it comes
 /// back, that is as good as an answer.
-async fn probe(bookies: Weak<Shared>, bookie: BookieId) {
+async fn probe(bookies: Weak<Shared>, bookie: BookieId, pause: Duration) {
     // Any ledger will do, also one that there never was.
     let Some(ledger) = LedgerId::new(0) else { return };
     loop {
-        sleep(PROBE_PAUSE).await;
+        sleep(pause).await;
         let Some(bookies) = bookies.upgrade().map(Bookies) else { return };
         let runs = bookies.registry().registration(bookie).is_some();
         if !runs || bookies.last_add_confirmed(bookie, ledger, false).await.is_ok() {

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use inkfast_protocol::messages::{Added, FragmentBrief, OpenAdds};
 use inkfast_protocol::writer::{Action, CasOutcome, WriteError, Writer};
-use inkfast_protocol::{
-    BookieId, Entry, EntryId, LedgerId, LedgerMetadata, MetadataVersion, Refusal, Tenure,
-};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use inkfast_protocol::{Entry, EntryId, LedgerId, LedgerMetadata, MetadataVersion, Tenure};
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::Error;
@@ -25,9 +24,10 @@ mod tend;
 pub(crate) const ROOM_BYTES: usize = 4 << 20;
 /// The least room that an entry takes.
 pub(crate) const ENTRY_ROOM_MIN: usize = 1 << 10;
-/// The entries that can be in flight, and as many more words between them as an add deadline
-/// leaves time for.
-const QUEUED_MAX: usize = ROOM_BYTES / ENTRY_ROOM_MIN + 256;
+/// The most entries in flight.
+const ENTRIES_MAX: usize = ROOM_BYTES / ENTRY_ROOM_MIN;
+/// What a queue holds: all entries in flight, and some words between them.
+const QUEUED_MAX: usize = ENTRIES_MAX + 64;
 /// The writer asks the metastore one thing at a time; more would be a bug.
 const QUESTIONS_MAX: usize = 1;
 /// The pause after a question that got no answer.
@@ -44,13 +44,13 @@ pub(crate) struct Driver {
     feeds: Vec<Option<Feed>>,
     /// The appends that are not confirmed, in order and without a gap.
     waiting: VecDeque<Waiting>,
-    /// Since when they wait: the last confirmation, or the first of them.
-    waiting_since: Instant,
+    /// When they have waited for too long, if none is confirmed before.
+    overdue_at: Instant,
     /// The last entry that was numbered, whatever became of it, and when.
     appended: Option<EntryId>,
     appended_at: Instant,
-    /// Bookies are sought for places that lack one.
-    choosing: bool,
+    /// When the bookies were last told the last add confirmed by itself.
+    told_at: Instant,
     /// When the driver is tended next; none if nothing is due.
     tended_at: Option<Instant>,
     /// Has it tended now. Closed with the driver.
@@ -110,10 +110,10 @@ impl Driver {
                 bookies: bookies.clone(),
                 strict_racks,
                 waiting: VecDeque::new(),
-                waiting_since: now,
+                overdue_at: now,
                 appended: None,
                 appended_at: now,
-                choosing: false,
+                told_at: now,
                 tended_at: None,
                 tend,
                 questions,
@@ -141,7 +141,7 @@ impl Driver {
         self.appended = Some(entry);
         self.appended_at = Instant::now();
         if self.waiting.is_empty() {
-            self.waiting_since = self.appended_at;
+            self.overdue_at = self.appended_at + self.bookies.deadlines().quorum;
         }
         self.waiting.push_back(Waiting { entry, confirmed, room: Arc::new(room) });
         self.drain();
@@ -186,7 +186,6 @@ impl Driver {
                 Action::Confirm(entry) => self.confirm(entry),
                 Action::Fail(error) => self.fail(error),
                 Action::Choose => {
-                    self.choosing = true;
                     self.tend.send_replace(());
                 }
                 Action::ReadMetadata => self.ask(Question::Read),
@@ -212,9 +211,15 @@ impl Driver {
                 self.feeds[place].insert(Feed { tenure, queue })
             }
         };
-        // It has room: the bound on entries in flight is the queue's length. If it is closed the
-        // stream has failed, which its task reports.
-        let _ = feed.queue.try_send(queued);
+        if matches!(queued, Queued::Confirmed(_)) && feed.queue.capacity() <= ENTRIES_MAX {
+            // The room is for entries. Later words tell more.
+            return;
+        }
+        match feed.queue.try_send(queued) {
+            // If it is closed the stream has failed, which its task reports.
+            Ok(()) | Err(TrySendError::Closed(_)) => {}
+            Err(TrySendError::Full(_)) => panic!("more entries are in flight than there is room"),
+        }
     }
 
     /// Gives an entry its share of the room in flight.
@@ -230,7 +235,7 @@ impl Driver {
             // Whoever dropped the future does not want to know.
             let _ = lowest.confirmed.send(Ok(lowest.entry));
         }
-        self.waiting_since = Instant::now();
+        self.overdue_at = Instant::now() + self.bookies.deadlines().quorum;
         self.progress.send_modify(|progress| progress.confirmed = Some(up_to));
     }
 
@@ -239,7 +244,6 @@ impl Driver {
         for waiting in self.waiting.drain(..) {
             let _ = waiting.confirmed.send(Err(error.clone()));
         }
-        self.choosing = false;
         self.feeds.iter_mut().for_each(|feed| *feed = None);
         self.progress.send_modify(|progress| progress.failed = Some(error));
         self.room.close();
@@ -288,15 +292,8 @@ async fn feed(
     };
     if let Err(refusal) = adds::run(&bookies, adds, queue, on_added).await {
         tracing::info!(place, %bookie, %refusal, "a bookie takes no more adds of a ledger");
-        note(&bookies, bookie, &refusal);
+        bookies.refused(bookie, &refusal);
         tell(&driver, |writer| writer.on_refused(place, tenure, refusal));
-    }
-}
-
-/// Notes what a refusal of one ledger's adds says about the bookie for all others.
-fn note(bookies: &Bookies, bookie: BookieId, refusal: &Refusal) {
-    if matches!(refusal, Refusal::Unknown(_) | Refusal::ReadOnly(_)) {
-        bookies.failed(bookie);
     }
 }
 
@@ -334,18 +331,17 @@ async fn answer(
                 Err(Error::LedgerNotFound(_) | Error::LedgerDeleted(_)) => {
                     tell(&driver, Writer::on_deleted);
                 }
-                Err(error) => {
+                Err(error) if error.is_metastore_away() => {
                     tracing::warn!(%ledger, %error, "cannot read the metadata");
                     sleep(QUESTION_PAUSE).await;
                     tell(&driver, Writer::on_metadata_unavailable);
                 }
+                Err(error) => tell(&driver, |writer| writer.on_impossible(error.to_string())),
             },
             Question::Cas(version, metadata) => {
                 match cas(&catalog, &mut known, version, *metadata).await {
                     Ok(outcome) => tell(&driver, |writer| writer.on_cas(outcome)),
-                    Err(error) => {
-                        tell(&driver, |writer| writer.on_cas_impossible(error.to_string()));
-                    }
+                    Err(error) => tell(&driver, |writer| writer.on_impossible(error.to_string())),
                 }
             }
         }

@@ -208,6 +208,7 @@ impl Streams {
                 let _ = events.try_send(Event::Written(place, added.first..=added.last));
             };
             if let Err(refusal) = adds::run(&bookies, adds, to_write, on_added).await {
+                bookies.refused(bookie, &refusal);
                 let _ = events.send(Event::NotWritten(place, refusal)).await;
             }
         });

@@ -17,6 +17,9 @@ use crate::placement::Candidate;
 
 /// How long a bookie that has failed is chosen only where no other would do.
 const FAILED_LATELY: Duration = Duration::from_secs(60);
+/// The pause before a bookie that has failed is asked again.
+const PROBE_PAUSE_MIN: Duration = Duration::from_secs(1);
+const PROBE_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// The pause before the registrations are read anew.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -37,9 +40,12 @@ struct State {
 }
 
 struct Failure {
+    /// When it failed, or answered again.
     at: Instant,
-    /// It has not answered since.
+    /// It has not answered since it failed.
     silent: bool,
+    /// How often it failed with less than [`FAILED_LATELY`] between.
+    times: u32,
 }
 
 impl Registry {
@@ -77,18 +83,25 @@ impl Registry {
         self.registration(bookie).and_then(|found| found.rack)
     }
 
-    /// Notes that a bookie has failed. Returns whether it was not known to be silent: then the
-    /// caller finds out when it [answers](Self::answered) again.
-    pub(crate) fn failed(&self, bookie: BookieId) -> bool {
-        let failure = Failure { at: Instant::now(), silent: true };
-        let before = self.0.lock().failures.insert(bookie, failure);
-        before.is_none_or(|before| !before.silent)
+    /// Notes that a bookie has failed. Unless that is known, returns after what pause the caller
+    /// is to find out whether it [answers](Self::answered) again; the pause doubles with each
+    /// failure.
+    pub(crate) fn failed(&self, bookie: BookieId) -> Option<Duration> {
+        let mut state = self.0.lock();
+        state.failures.retain(|_, failure| failure.is_of_late());
+        let before = state.failures.get(&bookie);
+        if before.is_some_and(|before| before.silent) {
+            return None;
+        }
+        let times = before.map_or(0, |before| before.times) + 1;
+        state.failures.insert(bookie, Failure { at: Instant::now(), silent: true, times });
+        Some(PROBE_PAUSE_MIN.saturating_mul(1 << (times - 1).min(8)).min(PROBE_PAUSE_MAX))
     }
 
     /// Notes that a bookie which had failed answers, or is not worth asking any more.
     pub(crate) fn answered(&self, bookie: BookieId) {
         if let Some(failure) = self.0.lock().failures.get_mut(&bookie) {
-            failure.silent = false;
+            (failure.silent, failure.at) = (false, Instant::now());
         }
         self.0.changes.send_replace(());
     }
@@ -113,9 +126,15 @@ impl Shared {
 impl State {
     fn candidate(&self, bookie: BookieId, found: &Registration) -> Option<Candidate> {
         let failure = self.failures.get(&bookie);
-        let failed_lately = failure.is_some_and(|failure| failure.at.elapsed() < FAILED_LATELY);
+        let failed_lately = failure.is_some_and(Failure::is_of_late);
         let (rack, free_bytes) = (found.rack.clone(), found.free_bytes);
         (!found.read_only).then_some(Candidate { bookie, rack, free_bytes, failed_lately })
+    }
+}
+
+impl Failure {
+    fn is_of_late(&self) -> bool {
+        self.silent || self.at.elapsed() < FAILED_LATELY
     }
 }
 
