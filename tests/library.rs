@@ -10,7 +10,6 @@ use inkfast::catalog::Catalog;
 use inkfast::{
     Client, CreateOptions, EntryId, Error, LedgerReader, PAYLOAD_BYTES_MAX, Replication, State,
 };
-use inkfast_bookie::Bookie;
 use inkfast_cli::cluster::Cluster;
 use inkfast_metastore::{DEFAULT_TIMEOUT, Metastore, RemoteMetastore, Scan};
 use inkfast_wire::{Endpoint, Identity, Net, Role};
@@ -109,10 +108,13 @@ async fn a_reader_of_an_open_ledger_does_not_disturb_its_writer() {
     for payload in ["a", "b", "c"] {
         writer.append(payload).await.unwrap().await.unwrap();
     }
-    // The last entry tells that the one before it is confirmed.
-    assert_eq!(reader.last_add_confirmed().await.unwrap(), Some(EntryId::new(1)));
-    assert_eq!(payloads(&reader).await, ["a", "b"]);
-    let beyond = Box::pin(reader.read(EntryId::FIRST..=EntryId::new(2))).next().await.unwrap();
+    // An entry tells that the one before it is confirmed; of the last, its writer tells soon.
+    let last = Some(EntryId::new(2));
+    assert!(reader.last_add_confirmed().await.unwrap() >= Some(EntryId::new(1)));
+    let told = async { while reader.last_add_confirmed().await.unwrap() < last {} };
+    tokio::time::timeout(PATIENCE, told).await.unwrap();
+    assert_eq!(payloads(&reader).await, ["a", "b", "c"]);
+    let beyond = Box::pin(reader.read(EntryId::FIRST..=EntryId::new(3))).next().await.unwrap();
     assert!(matches!(beyond, Err(Error::NotConfirmed { .. })), "{beyond:?}");
 
     writer.append("d").await.unwrap().await.unwrap();
@@ -213,7 +215,7 @@ async fn ledgers_are_listed_by_namespace_and_gone_when_deleted() {
         client.delete_ledger(ids[1]).await.err(),
         client.recover_ledger(ids[1]).await.err(),
     ] {
-        assert!(matches!(gone, Some(Error::LedgerNotFound(id)) if id == ids[1]), "{gone:?}");
+        assert!(matches!(gone, Some(Error::LedgerDeleted(id)) if id == ids[1]), "{gone:?}");
     }
     cluster.stop().await;
 }
@@ -248,45 +250,5 @@ async fn a_bookie_that_lost_its_lease_registers_again() {
         }
     };
     tokio::time::timeout(PATIENCE, again).await.unwrap();
-    cluster.stop().await;
-}
-
-#[tokio::test]
-async fn a_recovery_replaces_a_bookie_that_is_gone() {
-    let cluster = Cluster::temporary(2).await.unwrap();
-    let start = async |name: &str| {
-        let config = inkfast_bookie::Config {
-            dir: cluster.dir().join(name),
-            listen: "127.0.0.1:0".to_owned(),
-            advertise: Vec::new(),
-            metastore: vec![cluster.metastore_address().to_string()],
-            identity: Identity::load(cluster.dir(), Role::Bookie, None).unwrap(),
-            rack: None,
-            net: Net::Os,
-        };
-        Bookie::start(config).await.unwrap()
-    };
-    let gone = start("gone").await;
-    let client = cluster.client().await.unwrap();
-    // Each entry needs all three to be safe.
-    let replication = Replication::new(3, 3, 3).unwrap();
-    let options = CreateOptions { replication, ..CreateOptions::default() };
-    let writer = client.create_ledger(options).await.unwrap();
-    for payload in ["a", "b", "c"] {
-        writer.append(payload).await.unwrap().await.unwrap();
-    }
-    let spare = start("spare").await;
-    gone.stop().await;
-
-    // The last entry is not known to be confirmed, so it is written back.
-    let reader = client.recover_ledger(writer.id()).await.unwrap();
-    let metadata = reader.metadata();
-    assert_eq!(metadata.state, State::Closed { last: Some(EntryId::new(2)), length: 3 });
-    let [before, after] = &metadata.fragments[..] else { panic!("{:?}", metadata.fragments) };
-    assert_eq!((after.first, after.length_before), (EntryId::new(2), 2));
-    let place = before.ensemble.iter().position(|bookie| !after.ensemble.contains(bookie));
-    assert_eq!(after.ensemble[place.unwrap()], spare.id());
-    assert_eq!(payloads(&reader).await, ["a", "b", "c"]);
-    spare.stop().await;
     cluster.stop().await;
 }

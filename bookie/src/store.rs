@@ -19,10 +19,13 @@ use crate::log::{self, LogError, Place, Reader, Replayed, SEGMENT_BYTES_MAX, Set
 use ledgers::Replay;
 use owner::Owner;
 
+pub(crate) use tips::Tip;
+
 mod ledgers;
 mod owner;
 #[cfg(test)]
 mod tests;
+mod tips;
 
 /// The bytes of entries that may wait for the disk, or for their answers to be sent, at most.
 const ROOM_BYTES: usize = 64 << 20;
@@ -50,6 +53,14 @@ pub(crate) struct Add {
     pub(crate) tenure: Tenure,
 }
 
+/// What came in together on one stream of adds.
+#[derive(Default)]
+pub(crate) struct Batch {
+    pub(crate) adds: Vec<Add>,
+    /// The highest entry of which the writer has said that it is confirmed.
+    pub(crate) confirmed: Option<EntryId>,
+}
+
 /// What became of an add.
 pub(crate) struct Outcome {
     pub(crate) entry: EntryId,
@@ -64,7 +75,7 @@ enum Command {
     Add {
         ledger: LedgerId,
         adder: Arc<Adder>,
-        adds: Vec<Add>,
+        batch: Batch,
         outcomes: mpsc::Sender<Outcome>,
         room: Arc<OwnedSemaphorePermit>,
     },
@@ -81,11 +92,15 @@ enum Command {
         entries: Vec<EntryId>,
         places: oneshot::Sender<Vec<Result<Place, Refusal>>>,
     },
+    Follow {
+        ledger: LedgerId,
+        tip: oneshot::Sender<watch::Receiver<Tip>>,
+    },
 }
 
 /// What the store knows of a ledger.
 pub(crate) struct State {
-    /// The highest last add confirmed in the entries on disk.
+    /// The highest last add confirmed that the writer has told.
     pub(crate) last_add_confirmed: Option<EntryId>,
     /// Whether its fence is on disk.
     pub(crate) fenced: bool,
@@ -118,26 +133,28 @@ impl Store {
         Ok((Self { commands, room, reader, read_only }, replayed, task))
     }
 
-    /// Hands a run of adds of one ledger to the owner, as soon as there is room for them. Their
-    /// outcomes come when the entries are on disk, or refused.
+    /// Hands a batch of one ledger to the owner, as soon as there is room for it. The outcomes of
+    /// its adds come when the entries are on disk, or refused.
     ///
     /// `outcomes` must have room for [`OUTCOMES_MAX`].
     pub(crate) async fn add(
         &self,
         ledger: LedgerId,
         adder: &Arc<Adder>,
-        adds: Vec<Add>,
+        batch: Batch,
         outcomes: &mpsc::Sender<Outcome>,
     ) -> Result<(), Refusal> {
-        let bytes: usize = adds.iter().map(|add| add.entry.bytes().len().max(ENTRY_ROOM_MIN)).sum();
+        let room_of = |add: &Add| add.entry.bytes().len().max(ENTRY_ROOM_MIN);
+        let bytes: usize = batch.adds.iter().map(room_of).sum();
         let bytes = u32::try_from(bytes.min(ROOM_BYTES)).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(bytes).await.map_err(|_| stopped())?;
         let (adder, outcomes) = (Arc::clone(adder), outcomes.clone());
-        let command = Command::Add { ledger, adder, adds, outcomes, room: Arc::new(room) };
+        let command = Command::Add { ledger, adder, batch, outcomes, room: Arc::new(room) };
         self.commands.send(command).await.map_err(|_| stopped())
     }
 
-    /// Fences a ledger, durably, and returns the highest last add confirmed on disk.
+    /// Fences a ledger, durably, and returns the highest last add confirmed that is
+    /// known.
     pub(crate) async fn fence(&self, ledger: LedgerId) -> Result<Option<EntryId>, Refusal> {
         self.ask(|fenced| Command::Fence { ledger, fenced }).await?
     }
@@ -155,6 +172,12 @@ impl Store {
         entries: Vec<EntryId>,
     ) -> Result<Vec<Result<Place, Refusal>>, Refusal> {
         self.ask(|places| Command::Locate { ledger, entries, places }).await
+    }
+
+    /// Tells, and tells again when it moves, how far a ledger has come here. It ends with the
+    /// store.
+    pub(crate) async fn follow(&self, ledger: LedgerId) -> Result<watch::Receiver<Tip>, Refusal> {
+        self.ask(|tip| Command::Follow { ledger, tip }).await
     }
 
     /// Tells, and tells again when it changes, whether writers are refused.

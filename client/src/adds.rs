@@ -5,17 +5,20 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use inkfast_protocol::messages::{Added, OpenAdds, encode_tenure, kind};
+use inkfast_protocol::messages::{Added, OpenAdds, encode_number, encode_tenure, kind};
 use inkfast_protocol::{BookieId, Entry, EntryId, Refusal, Tenure};
 use inkfast_wire::{FrameReceiver, FrameSender, Frames};
 use prost::Message;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, sleep_until, timeout};
 
 use crate::bookies::{Bookies, Traffic, refusal, unreachable, within};
 
 /// The most entries that are handed to QUIC at once.
 const BATCH_ENTRIES_MAX: usize = 64;
+
+/// A deadline that is missed by as much was slept through: this process stood still.
+const STOOD_STILL: Duration = Duration::from_secs(1);
 
 /// What the stream is for.
 pub(crate) struct Adds {
@@ -26,10 +29,12 @@ pub(crate) struct Adds {
     pub(crate) fragment: u32,
 }
 
-/// An entry on its way to one bookie, with its share of the room in flight.
-pub(crate) struct Queued {
-    pub(crate) entry: Entry,
-    pub(crate) _room: Option<Arc<OwnedSemaphorePermit>>,
+/// What is on its way to one bookie.
+pub(crate) enum Queued {
+    /// An entry, with its share of the room in flight.
+    Entry { entry: Entry, _room: Option<Arc<OwnedSemaphorePermit>> },
+    /// The last add confirmed.
+    Confirmed(EntryId),
 }
 
 /// What has been sent and is not answered, in ascending order, and when it went out.
@@ -66,9 +71,9 @@ pub(crate) async fn run(
     tokio::select! {
         biased;
         ended = &mut receive => return ended,
-        sent = send(&mut stream.sender, &mut queue, &unanswered) => if let Err(refusal) = sent {
+        sent = send(&mut stream.sender, &mut queue, &unanswered, deadline) => if let Err(refusal) = sent {
             // A bookie that refuses stops reading too: its own words are on their way.
-            let said = tokio::time::timeout(deadline, receive).await;
+            let said = timeout(deadline, receive).await;
             return said.unwrap_or(Err(refusal));
         },
     }
@@ -80,17 +85,28 @@ async fn send(
     sender: &mut FrameSender,
     queue: &mut mpsc::Receiver<Queued>,
     unanswered: &Unanswered,
+    deadline: Duration,
 ) -> Result<(), Refusal> {
     let mut batch = Vec::with_capacity(BATCH_ENTRIES_MAX);
     let mut frames = Frames::default();
     while queue.recv_many(&mut batch, BATCH_ENTRIES_MAX).await > 0 {
-        for Queued { entry, .. } in &batch {
-            frames.push(kind::ENTRY, entry.bytes());
-        }
         let now = Instant::now();
-        unanswered.lock().extend(batch.iter().map(|queued| (queued.entry.id(), now)));
+        for queued in &batch {
+            match queued {
+                Queued::Entry { entry, .. } => {
+                    frames.push(kind::ENTRY, entry.bytes());
+                    unanswered.lock().push_back((entry.id(), now));
+                }
+                Queued::Confirmed(entry) => {
+                    let body = Bytes::copy_from_slice(&encode_number(entry.get()));
+                    frames.push(kind::CONFIRMED, &body);
+                }
+            }
+        }
         unanswered.sent.notify_one();
-        sender.send_encoded(&mut frames.take()).await.map_err(unreachable)?;
+        let mut pieces = frames.take();
+        let sent = timeout(deadline, sender.send_encoded(&mut pieces)).await;
+        sent.map_err(|_| late(deadline))?.map_err(unreachable)?;
         // Only now: the room is taken until QUIC has the bytes.
         batch.clear();
     }
@@ -107,9 +123,15 @@ async fn receive(
         let oldest = unanswered.lock().front().map(|(_, sent_at)| *sent_at);
         let due = oldest.map_or_else(Instant::now, |sent_at| sent_at + deadline);
         let frame = tokio::select! {
+            biased;
             frame = receiver.next() => frame.map_err(unreachable)?,
-            () = tokio::time::sleep_until(due), if oldest.is_some() => {
-                return Err(Refusal::Unknown(format!("an add was not answered within {deadline:?}")));
+            () = sleep_until(due), if oldest.is_some() => {
+                if due.elapsed() < STOOD_STILL {
+                    return Err(late(deadline));
+                }
+                // It is we who did not listen: the answer may have come long ago.
+                unanswered.begin_anew();
+                continue;
             }
             () = unanswered.sent.notified(), if oldest.is_none() => continue,
         };
@@ -136,7 +158,17 @@ impl Unanswered {
         entries.drain(from..to.max(from));
     }
 
+    /// Counts all of them as sent just now.
+    fn begin_anew(&self) {
+        let now = Instant::now();
+        self.lock().iter_mut().for_each(|(_, sent_at)| *sent_at = now);
+    }
+
     fn lock(&self) -> MutexGuard<'_, VecDeque<(EntryId, Instant)>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn late(deadline: Duration) -> Refusal {
+    Refusal::Unknown(format!("an add was not answered within {deadline:?}"))
 }

@@ -33,9 +33,14 @@ pub struct LedgerWriter {
 }
 
 impl LedgerWriter {
-    pub(crate) fn start(bookies: &Bookies, catalog: Catalog, created: Versioned) -> Self {
+    pub(crate) fn start(
+        bookies: &Bookies,
+        catalog: Catalog,
+        created: Versioned,
+        strict_racks: bool,
+    ) -> Self {
         let ledger = created.1.ledger;
-        let driver = Driver::start(bookies, catalog, created);
+        let driver = Driver::start(bookies, catalog, created, strict_racks);
         let (progress, room) = with(&driver, |driver| (driver.progress(), driver.room()));
         let close_deadline = bookies.deadlines().close;
         Self { ledger, close_deadline, driver, progress, room, turn: tokio::sync::Mutex::default() }
@@ -51,8 +56,12 @@ impl LedgerWriter {
     ///
     /// Waits while the entries in flight fill their room (4 MiB of payload, and 4096 entries).
     /// Entries are numbered in the order of the calls. Dropping either future does not undo an
-    /// append that was numbered. After an error other than [`Error::EntryTooLarge`] the writer
-    /// can only close.
+    /// append that was numbered.
+    ///
+    /// Bookies that fail are replaced by others, or taken back when they answer again; meanwhile
+    /// the writer goes on with an ack quorum. When nothing was confirmed for 30 s
+    /// ([`Deadlines::quorum`](crate::Deadlines::quorum)) the appends fail. After an error other
+    /// than [`Error::EntryTooLarge`] the writer can only close.
     pub async fn append(&self, payload: impl Into<Bytes>) -> Result<Append, Error> {
         let payload = payload.into();
         if payload.len() > PAYLOAD_BYTES_MAX {

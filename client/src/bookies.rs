@@ -3,23 +3,28 @@
 
 use std::collections::BTreeMap;
 use std::future::pending;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use inkfast_protocol::messages::{Fence, LedgerState, Refused, kind};
 use inkfast_protocol::{BookieId, EntryId, LedgerId, Refusal};
 use inkfast_wire::{Connection, Endpoint, Frame, Remote, Role, Stream, Target};
+use tokio::time::sleep;
 
 use crate::Deadlines;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Registration};
+use crate::registry::Registry;
 
-/// Finds bookies by their id, wherever they are.
+/// Finds bookies by their id, wherever they are. Clones share everything.
 #[derive(Clone)]
-pub(crate) struct Bookies {
+pub(crate) struct Bookies(Arc<Shared>);
+
+struct Shared {
     endpoint: Endpoint,
     catalog: Catalog,
+    registry: Registry,
     deadlines: Deadlines,
-    remotes: Arc<Mutex<BTreeMap<(BookieId, Traffic), Remote>>>,
+    remotes: Mutex<BTreeMap<(BookieId, Traffic), Remote>>,
 }
 
 /// What a connection is for. A reader that does not take what it asked for fills the window of its
@@ -32,11 +37,26 @@ pub(crate) enum Traffic {
 
 impl Bookies {
     pub(crate) fn new(endpoint: Endpoint, catalog: Catalog, deadlines: Deadlines) -> Self {
-        Self { endpoint, catalog, deadlines, remotes: Arc::default() }
+        let (registry, remotes) = (Registry::start(catalog.clone()), Mutex::default());
+        Self(Arc::new(Shared { endpoint, catalog, registry, deadlines, remotes }))
     }
 
-    pub(crate) const fn deadlines(&self) -> &Deadlines {
-        &self.deadlines
+    pub(crate) fn deadlines(&self) -> &Deadlines {
+        &self.0.deadlines
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    /// Notes that a bookie takes no adds of some ledger. If that may be so for all ledgers, it is
+    /// not chosen for any until it answers again, which is found out.
+    pub(crate) fn refused(&self, bookie: BookieId, refusal: &Refusal) {
+        if matches!(refusal, Refusal::Unknown(_) | Refusal::ReadOnly(_))
+            && let Some(pause) = self.registry().failed(bookie)
+        {
+            tokio::spawn(probe(Arc::downgrade(&self.0), bookie, pause));
+        }
     }
 
     /// Opens a stream to a bookie.
@@ -53,9 +73,9 @@ impl Bookies {
         fence: bool,
     ) -> Result<Option<EntryId>, Refusal> {
         let request = Frame::message(kind::FENCE, &Fence { ledger: ledger.get(), fence });
-        let answer = within(self.deadlines.add, async {
+        let answer = within(self.0.deadlines.add, async {
             let connection = self.connection(bookie, Traffic::Adds).await?;
-            connection.request(request, self.deadlines.add).await.map_err(unreachable)
+            connection.request(request, self.0.deadlines.add).await.map_err(unreachable)
         });
         let answer = answer.await?;
         if answer.kind != kind::STATE {
@@ -99,27 +119,56 @@ impl Bookies {
 
     /// Waits until a bookie is registered elsewhere than where it was; forever if it is not.
     async fn moved(&self, bookie: BookieId, was: &Target) -> Remote {
-        match self.registered(bookie).await {
-            Ok(remote) if remote.target().addresses != was.addresses => remote,
-            _ => pending().await,
+        let mut changes = self.registry().changes();
+        loop {
+            let found = self.registry().registration(bookie);
+            if let Some(found) = found.filter(|found| found.addresses != was.addresses) {
+                return self.remote(bookie, found);
+            }
+            if changes.changed().await.is_err() {
+                pending().await
+            }
         }
     }
 
     /// Returns a bookie where it is registered.
     async fn registered(&self, bookie: BookieId) -> Result<Remote, Refusal> {
-        let registration = self.catalog.registration(bookie).await;
-        let registration = registration
-            .map_err(|error| Refusal::Unknown(format!("its address cannot be read: {error}")))?
-            .ok_or_else(|| {
-                Refusal::Unknown("it is not registered, so it does not run".to_owned())
-            })?;
-        let addresses = registration.addresses;
+        if let Some(found) = self.registry().registration(bookie) {
+            return Ok(self.remote(bookie, found));
+        }
+        // What was registered a moment ago may not be known yet.
+        match self.0.catalog.registration(bookie).await {
+            Ok(Some(found)) => Ok(self.remote(bookie, found)),
+            Ok(None) => {
+                Err(Refusal::Unknown("it is not registered, so it does not run".to_owned()))
+            }
+            Err(error) => Err(Refusal::Unknown(format!("its address cannot be read: {error}"))),
+        }
+    }
+
+    fn remote(&self, bookie: BookieId, found: Registration) -> Remote {
+        let addresses = found.addresses;
         let target = Target { role: Role::Bookie, instance: Some(bookie.0), addresses };
-        Ok(Remote::new(&self.endpoint, target))
+        Remote::new(&self.0.endpoint, target)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(BookieId, Traffic), Remote>> {
-        self.remotes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.remotes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks a bookie that has failed until it answers. One that does not run is not asked: when it comes
+/// back, that is as good as an answer.
+async fn probe(bookies: Weak<Shared>, bookie: BookieId, pause: Duration) {
+    // Any ledger will do, also one that there never was.
+    let Some(ledger) = LedgerId::new(0) else { return };
+    loop {
+        sleep(pause).await;
+        let Some(bookies) = bookies.upgrade().map(Bookies) else { return };
+        let runs = bookies.registry().registration(bookie).is_some();
+        if !runs || bookies.last_add_confirmed(bookie, ledger, false).await.is_ok() {
+            return bookies.registry().answered(bookie);
+        }
     }
 }
 

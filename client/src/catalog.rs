@@ -24,6 +24,8 @@ use uuid::Uuid;
 
 use crate::Error;
 
+pub mod follow;
+
 const LEDGERS: &str = "ledgers/";
 const REGISTRATIONS: &str = "registrations/";
 /// How often a deletion begins again because the metadata changed under it.
@@ -123,8 +125,13 @@ impl Catalog {
 
     /// Returns a ledger's metadata.
     pub async fn ledger(&self, id: LedgerId) -> Result<Versioned, Error> {
-        let found = self.store.get(&ledger_key(id)).await?;
-        decode(&found.ok_or(Error::LedgerNotFound(id))?)
+        match self.store.get(&ledger_key(id)).await? {
+            Some(found) => decode(&found),
+            None if self.store.get(&deleted_key(id)).await?.is_some() => {
+                Err(Error::LedgerDeleted(id))
+            }
+            None => Err(Error::LedgerNotFound(id)),
+        }
     }
 
     /// Replaces a ledger's metadata if its version is still the one named.
@@ -195,7 +202,7 @@ impl Catalog {
                 }
                 match self.ledger(id_in(&found.key)?).await {
                     Ok((_, metadata)) => ledgers.push(metadata),
-                    Err(Error::LedgerNotFound(_)) => {}
+                    Err(Error::LedgerNotFound(_) | Error::LedgerDeleted(_)) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -243,19 +250,24 @@ impl Catalog {
 
     /// Returns all bookies that run.
     pub async fn registrations(&self) -> Result<Vec<(BookieId, Registration)>, Error> {
+        Ok(self.registrations_at().await?.0)
+    }
+
+    /// Returns all bookies that run, and the revision from which on changes may be missing.
+    async fn registrations_at(&self) -> Result<(Vec<(BookieId, Registration)>, Version), Error> {
         let mut registrations = Vec::new();
+        let mut read_at = None;
         let mut scan = Scan::new(REGISTRATIONS);
         loop {
             let page = self.store.scan(scan.clone()).await?;
+            let read_at = *read_at.get_or_insert(page.revision);
             for KeyValue { key, value, .. } in &page.entries {
-                let id = key.strip_prefix(REGISTRATIONS).and_then(|id| Uuid::parse_str(id).ok());
-                let id = id.ok_or_else(|| Error::Invalid(format!("the key {key} is damaged")))?;
                 let registration = Registration::decode(value.clone());
-                registrations
-                    .push((BookieId(id), registration.map_err(|error| damaged(key, &error))?));
+                let registration = registration.map_err(|error| damaged(key, &error))?;
+                registrations.push((bookie_in(key)?, registration));
             }
             if !page.more {
-                return Ok(registrations);
+                return Ok((registrations, read_at));
             }
             scan.after = page.entries.last().map(|found| found.key.clone());
         }
@@ -292,6 +304,11 @@ fn cookie_key(bookie: BookieId) -> String {
 
 fn registration_key(bookie: BookieId) -> String {
     format!("{REGISTRATIONS}{bookie}")
+}
+
+fn bookie_in(key: &str) -> Result<BookieId, Error> {
+    let id = key.rsplit('/').next().and_then(|id| Uuid::parse_str(id).ok());
+    id.map(BookieId).ok_or_else(|| Error::Invalid(format!("the key {key} is damaged")))
 }
 
 fn id_in(key: &str) -> Result<LedgerId, Error> {

@@ -36,6 +36,9 @@ pub struct Client {
 pub struct CreateOptions {
     /// How its entries are spread. Three bookies, three copies, two acknowledgements.
     pub replication: Replication,
+    /// Whether every entry must go to bookies of two racks, or the creation fails. Otherwise two
+    /// racks are only preferred. No.
+    pub strict_racks: bool,
     /// The namespace that it is listed under. `default`.
     pub namespace: String,
     /// What is kept with it: at most 64 KiB, keys included.
@@ -49,6 +52,7 @@ impl Default for CreateOptions {
     fn default() -> Self {
         Self {
             replication: Replication::DEFAULT,
+            strict_racks: false,
             namespace: "default".to_owned(),
             custom_metadata: BTreeMap::new(),
             request: None,
@@ -73,14 +77,15 @@ impl Client {
 
     /// Creates a ledger and returns its writer.
     ///
-    /// Fails with [`Error::NotEnoughBookies`] if fewer bookies than the ensemble has are running.
-    /// A failure may have created the ledger all the same, unless a request id was given and the
-    /// call is repeated with it.
+    /// Fails with [`Error::NotEnoughBookies`] if fewer bookies than the ensemble has are running,
+    /// or if racks are strict and too few. A failure may have created the ledger all the same,
+    /// unless a request id was given and the call is repeated with it.
     pub async fn create_ledger(&self, options: CreateOptions) -> Result<LedgerWriter, Error> {
         let request = options.request;
         let writer = request.map_or_else(new_writer, |request| self.writer_for(request));
         let registered = self.catalog.registrations().await?;
-        let ensemble = placement::choose(&registered, options.replication)?;
+        let candidates = self.bookies.registry().judge(&registered);
+        let ensemble = placement::ensemble(&candidates, options.replication, options.strict_racks)?;
         let metadata = LedgerMetadata {
             ledger: self.catalog.next_ledger_id().await?,
             namespace: options.namespace,
@@ -105,7 +110,8 @@ impl Client {
             // Another call of this request was quicker, and has the one writer.
             return Err(Error::AlreadyCreated { request, ledger: created.1.ledger });
         }
-        Ok(LedgerWriter::start(&self.bookies, self.catalog.clone(), created))
+        let catalog = self.catalog.clone();
+        Ok(LedgerWriter::start(&self.bookies, catalog, created, options.strict_racks))
     }
 
     /// Opens a ledger for reading, also while it is written. Never fences it.

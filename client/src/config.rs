@@ -33,6 +33,8 @@ pub struct Deadlines {
     pub read: Duration,
     /// A request to the metastore, retries on all its members included. 10 s.
     pub metastore: Duration,
+    /// Appends of which none is confirmed, for want of bookies: they fail. 30 s.
+    pub quorum: Duration,
     /// The close of a ledger by its writer, with all its questions to the metastore. 60 s.
     pub close: Duration,
     /// A recovery, which may then be called again. 60 s.
@@ -45,6 +47,7 @@ impl Default for Deadlines {
             add: Duration::from_secs(3),
             read: Duration::from_secs(1),
             metastore: Duration::from_secs(10),
+            quorum: Duration::from_secs(30),
             close: Duration::from_secs(60),
             recovery: Duration::from_secs(60),
         }

@@ -3,40 +3,68 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use inkfast_protocol::messages::{Added, FragmentBrief, OpenAdds};
 use inkfast_protocol::writer::{Action, CasOutcome, WriteError, Writer};
-use inkfast_protocol::{EntryId, LedgerId, LedgerMetadata, MetadataVersion, Tenure};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use inkfast_protocol::{Entry, EntryId, LedgerId, LedgerMetadata, MetadataVersion, Tenure};
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::time::{Instant, sleep};
 
 use crate::Error;
 use crate::adds::{self, Adds, Queued};
 use crate::bookies::Bookies;
 use crate::catalog::{Catalog, Replaced, Versioned};
 
+mod tend;
+
 /// The room that the entries in flight of one writer have together, in bytes. An entry takes its
 /// payload's bytes, and at least [`ENTRY_ROOM_MIN`], so that there are at most 4096.
 pub(crate) const ROOM_BYTES: usize = 4 << 20;
 /// The least room that an entry takes.
 pub(crate) const ENTRY_ROOM_MIN: usize = 1 << 10;
-const ENTRIES_IN_FLIGHT_MAX: usize = ROOM_BYTES / ENTRY_ROOM_MIN;
+/// The most entries in flight.
+const ENTRIES_MAX: usize = ROOM_BYTES / ENTRY_ROOM_MIN;
+/// What a queue holds: all entries in flight, and some words between them.
+const QUEUED_MAX: usize = ENTRIES_MAX + 64;
 /// The writer asks the metastore one thing at a time; more would be a bug.
-const QUESTIONS_MAX: usize = 2;
+const QUESTIONS_MAX: usize = 1;
+/// The pause after a question that got no answer.
+const QUESTION_PAUSE: Duration = Duration::from_millis(200);
 
 const _: () = assert!(inkfast_protocol::PAYLOAD_BYTES_MAX <= ROOM_BYTES);
 
 /// One open writer. It is only ever used under its lock, which no one holds while waiting.
 pub(crate) struct Driver {
-    ledger: LedgerId,
     writer: Writer,
-    places: Vec<mpsc::Sender<Queued>>,
+    bookies: Bookies,
+    strict_racks: bool,
+    /// The stream to each place, once something was sent there.
+    feeds: Vec<Option<Feed>>,
     /// The appends that are not confirmed, in order and without a gap.
     waiting: VecDeque<Waiting>,
-    /// The last entry that was numbered, whatever became of it.
+    /// When they have waited for too long, if none is confirmed before.
+    overdue_at: Instant,
+    /// The last entry that was numbered, whatever became of it, and when.
     appended: Option<EntryId>,
+    appended_at: Instant,
+    /// When the bookies were last told the last add confirmed by itself.
+    told_at: Instant,
+    /// When the driver is tended next; none if nothing is due.
+    tended_at: Option<Instant>,
+    /// Has it tended now. Closed with the driver.
+    tend: watch::Sender<()>,
     questions: mpsc::Sender<Question>,
     progress: watch::Sender<Progress>,
     room: Arc<Semaphore>,
+    this: Weak<Mutex<Self>>,
+}
+
+/// The stream of adds to a place in a tenure.
+struct Feed {
+    tenure: Tenure,
+    queue: mpsc::Sender<Queued>,
 }
 
 struct Waiting {
@@ -69,26 +97,34 @@ impl Driver {
         bookies: &Bookies,
         catalog: Catalog,
         created: Versioned,
+        strict_racks: bool,
     ) -> Arc<Mutex<Self>> {
         let (version, metadata) = created.clone();
         let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
-        let driver = Arc::new(Mutex::new(Self {
-            ledger: metadata.ledger,
-            writer: Writer::new(version, metadata.clone()),
-            places: Vec::new(),
-            waiting: VecDeque::new(),
-            appended: None,
-            questions,
-            progress: watch::Sender::new(Progress::default()),
-            room: Arc::new(Semaphore::new(ROOM_BYTES)),
-        }));
-        for place in 0..metadata.replication.ensemble() {
-            let (queue, queued) = mpsc::channel(ENTRIES_IN_FLIGHT_MAX);
-            let adds = adds_to(&metadata, place);
-            tokio::spawn(feed(Arc::downgrade(&driver), bookies.clone(), place, adds, queued));
-            with(&driver, |driver| driver.places.push(queue));
-        }
+        let (tend, tended) = watch::channel(());
+        let now = Instant::now();
+        let driver = Arc::new_cyclic(|this| {
+            Mutex::new(Self {
+                feeds: metadata.last_fragment().ensemble.iter().map(|_| None).collect(),
+                writer: Writer::new(version, metadata),
+                bookies: bookies.clone(),
+                strict_racks,
+                waiting: VecDeque::new(),
+                overdue_at: now,
+                appended: None,
+                appended_at: now,
+                told_at: now,
+                tended_at: None,
+                tend,
+                questions,
+                progress: watch::Sender::new(Progress::default()),
+                room: Arc::new(Semaphore::new(ROOM_BYTES)),
+                this: this.clone(),
+            })
+        });
         tokio::spawn(answer(Arc::downgrade(&driver), catalog, created, asked));
+        let changes = bookies.registry().changes();
+        tokio::spawn(tend::run(Arc::downgrade(&driver), tended, changes));
         driver
     }
 
@@ -103,6 +139,10 @@ impl Driver {
             self.writer.append(payload, written_at_ms).map_err(|error| self.error(error))?;
         let (confirmed, confirmation) = oneshot::channel();
         self.appended = Some(entry);
+        self.appended_at = Instant::now();
+        if self.waiting.is_empty() {
+            self.overdue_at = self.appended_at + self.bookies.deadlines().quorum;
+        }
         self.waiting.push_back(Waiting { entry, confirmed, room: Arc::new(room) });
         self.drain();
         Ok((entry, confirmation))
@@ -112,6 +152,10 @@ impl Driver {
     pub(crate) fn close(&mut self) {
         self.writer.close();
         self.drain();
+    }
+
+    pub(crate) fn ledger(&self) -> LedgerId {
+        self.writer.metadata().ledger
     }
 
     pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
@@ -130,30 +174,60 @@ impl Driver {
     /// Does what the writer wants. This is the only place where its actions take effect.
     fn drain(&mut self) {
         while let Some(action) = self.writer.next_action() {
-            tracing::trace!(ledger = %self.ledger, ?action);
+            tracing::trace!(ledger = %self.ledger(), ?action);
             match action {
-                Action::Send { place, entry, .. } => {
-                    let room = self.room_of(entry.id());
-                    // It has room: the bound on entries in flight is the queue's length. If it
-                    // is closed the stream has failed, which its task reports.
-                    let _ = self.places[place].try_send(Queued { entry, _room: room });
+                Action::Send { place, tenure, entry } => {
+                    let queued = self.queued(entry);
+                    self.feed(place, tenure, queued);
+                }
+                Action::Tell { place, tenure, confirmed } => {
+                    self.feed(place, tenure, Queued::Confirmed(confirmed));
                 }
                 Action::Confirm(entry) => self.confirm(entry),
                 Action::Fail(error) => self.fail(error),
+                Action::Choose => {
+                    self.tend.send_replace(());
+                }
                 Action::ReadMetadata => self.ask(Question::Read),
                 Action::Cas { version, metadata } => {
-                    self.ask(Question::Cas(version, Box::new(metadata)))
+                    self.ask(Question::Cas(version, Box::new(metadata)));
                 }
                 Action::Closed { last } => self.closed(Ok(last)),
                 Action::NotClosed(error) => self.closed(Err(self.error(error))),
             }
         }
+        self.see_to_tending();
     }
 
-    fn room_of(&self, entry: EntryId) -> Option<Arc<OwnedSemaphorePermit>> {
-        let lowest = self.waiting.front()?.entry;
-        let behind = usize::try_from(entry.get().checked_sub(lowest.get())?).ok()?;
-        self.waiting.get(behind).map(|waiting| Arc::clone(&waiting.room))
+    /// Puts an entry, or a word between entries, into the stream to a place. The first of a tenure
+    /// opens it.
+    fn feed(&mut self, place: usize, tenure: Tenure, queued: Queued) {
+        let feed = match &self.feeds[place] {
+            Some(feed) if feed.tenure == tenure => feed,
+            _ => {
+                let (queue, queued) = mpsc::channel(QUEUED_MAX);
+                let adds = adds_to(self.writer.metadata(), place, tenure);
+                tokio::spawn(feed(self.this.clone(), self.bookies.clone(), place, adds, queued));
+                self.feeds[place].insert(Feed { tenure, queue })
+            }
+        };
+        if matches!(queued, Queued::Confirmed(_)) && feed.queue.capacity() <= ENTRIES_MAX {
+            // The room is for entries. Later words tell more.
+            return;
+        }
+        match feed.queue.try_send(queued) {
+            // If it is closed the stream has failed, which its task reports.
+            Ok(()) | Err(TrySendError::Closed(_)) => {}
+            Err(TrySendError::Full(_)) => panic!("more entries are in flight than there is room"),
+        }
+    }
+
+    /// Gives an entry its share of the room in flight.
+    fn queued(&self, entry: Entry) -> Queued {
+        let lowest = self.waiting.front().map_or_else(|| entry.id(), |waiting| waiting.entry);
+        let behind = usize::try_from(entry.id().get() - lowest.get()).unwrap_or(usize::MAX);
+        let room = self.waiting.get(behind).map(|waiting| Arc::clone(&waiting.room));
+        Queued::Entry { entry, _room: room }
     }
 
     fn confirm(&mut self, up_to: EntryId) {
@@ -161,6 +235,7 @@ impl Driver {
             // Whoever dropped the future does not want to know.
             let _ = lowest.confirmed.send(Ok(lowest.entry));
         }
+        self.overdue_at = Instant::now() + self.bookies.deadlines().quorum;
         self.progress.send_modify(|progress| progress.confirmed = Some(up_to));
     }
 
@@ -169,6 +244,7 @@ impl Driver {
         for waiting in self.waiting.drain(..) {
             let _ = waiting.confirmed.send(Err(error.clone()));
         }
+        self.feeds.iter_mut().for_each(|feed| *feed = None);
         self.progress.send_modify(|progress| progress.failed = Some(error));
         self.room.close();
     }
@@ -183,7 +259,7 @@ impl Driver {
     }
 
     fn error(&self, error: WriteError) -> Error {
-        Error::of_writer(self.ledger, error)
+        Error::of_writer(self.ledger(), error)
     }
 }
 
@@ -210,17 +286,18 @@ async fn feed(
     adds: Adds,
     queue: mpsc::Receiver<Queued>,
 ) {
-    let tenure = adds.tenure;
+    let (bookie, tenure) = (adds.bookie, adds.tenure);
     let on_added = |added: Added| {
         tell(&driver, |writer| writer.on_added(place, added.tenure, added.first, added.last));
     };
     if let Err(refusal) = adds::run(&bookies, adds, queue, on_added).await {
-        tracing::debug!(place, %refusal, "a stream of adds has ended");
+        tracing::info!(place, %bookie, %refusal, "a bookie takes no more adds of a ledger");
+        bookies.refused(bookie, &refusal);
         tell(&driver, |writer| writer.on_refused(place, tenure, refusal));
     }
 }
 
-fn adds_to(metadata: &LedgerMetadata, place: usize) -> Adds {
+fn adds_to(metadata: &LedgerMetadata, place: usize, tenure: Tenure) -> Adds {
     let fragment = metadata.last_fragment();
     let brief = FragmentBrief::new(metadata.replication, fragment.first, &fragment.ensemble);
     Adds {
@@ -230,7 +307,7 @@ fn adds_to(metadata: &LedgerMetadata, place: usize) -> Adds {
             writer: Some(metadata.writer.0.as_bytes().to_vec()),
             fragment: Some(brief),
         },
-        tenure: Tenure::default(),
+        tenure,
         fragment: u32::try_from(metadata.fragments.len() - 1).unwrap_or(u32::MAX),
     }
 }
@@ -242,34 +319,32 @@ async fn answer(
     mut known: Versioned,
     mut questions: mpsc::Receiver<Question>,
 ) {
+    let ledger = known.1.ledger;
     while let Some(question) = questions.recv().await {
         match question {
-            Question::Read => match catalog.ledger(known.1.ledger).await {
+            Question::Read => match catalog.ledger(ledger).await {
                 Ok(found) => {
                     known = found;
                     let (version, metadata) = known.clone();
                     tell(&driver, |writer| writer.on_metadata(version, metadata));
                 }
-                Err(Error::LedgerNotFound(_)) => tell(&driver, Writer::on_deleted),
-                Err(error) => {
-                    tracing::warn!(ledger = %known.1.ledger, %error, "cannot read the metadata");
+                Err(Error::LedgerNotFound(_) | Error::LedgerDeleted(_)) => {
+                    tell(&driver, Writer::on_deleted);
+                }
+                Err(error) if error.is_metastore_away() => {
+                    tracing::warn!(%ledger, %error, "cannot read the metadata");
+                    sleep(QUESTION_PAUSE).await;
                     tell(&driver, Writer::on_metadata_unavailable);
                 }
+                Err(error) => tell(&driver, |writer| writer.on_impossible(error.to_string())),
             },
             Question::Cas(version, metadata) => {
                 match cas(&catalog, &mut known, version, *metadata).await {
                     Ok(outcome) => tell(&driver, |writer| writer.on_cas(outcome)),
-                    Err(error) => end_close(&driver, error),
+                    Err(error) => tell(&driver, |writer| writer.on_impossible(error.to_string())),
                 }
             }
         }
-    }
-}
-
-/// Ends a close that would fail again however often it were tried.
-fn end_close(driver: &Weak<Mutex<Driver>>, error: Error) {
-    if let Some(driver) = driver.upgrade() {
-        with(&driver, |driver| driver.closed(Err(error)));
     }
 }
 

@@ -17,9 +17,12 @@ pub enum Error {
     /// Too few bookies answer. Try again when they do.
     #[error("{0}; try again when they are back")]
     NotEnoughBookies(String),
-    /// There is no such ledger: it was deleted, or never created.
+    /// There is no such ledger, and no trace of one: it was never created.
     #[error("there is no ledger {0}")]
     LedgerNotFound(LedgerId),
+    /// The ledger was deleted.
+    #[error("ledger {0} was deleted")]
+    LedgerDeleted(LedgerId),
     /// The request id was used by another client, or by an earlier call that gave out a writer.
     #[error(
         "request {request} has already created ledger {ledger}, which has its writer; use a new request id"
@@ -103,14 +106,22 @@ impl Error {
         )
     }
 
+    /// Says whether the metastore has forgotten changes that were to be followed.
+    pub(crate) const fn is_compacted(&self) -> bool {
+        matches!(self, Self::Metastore(inkfast_metastore::Error::Compacted))
+    }
+
     pub(crate) fn of_writer(ledger: LedgerId, error: WriteError) -> Self {
         match error {
             WriteError::Fenced => Self::Fenced(ledger),
-            WriteError::NotEnoughBookies(_) => Self::NotEnoughBookies(error.to_string()),
+            WriteError::NotEnoughBookies(_) | WriteError::NotReplaced(_) => {
+                Self::NotEnoughBookies(error.to_string())
+            }
+            WriteError::NotStored(why) => Self::Invalid(why),
             WriteError::Unsettled => Self::TimedOut {
                 what: format!("closing ledger {ledger}; recover it to settle its end"),
             },
-            WriteError::Deleted => Self::LedgerNotFound(ledger),
+            WriteError::Deleted => Self::LedgerDeleted(ledger),
             WriteError::Closed => Self::Closed(ledger),
             WriteError::TooLarge(bytes) => Self::EntryTooLarge(bytes),
         }

@@ -11,8 +11,16 @@
 //!
 //! # Read
 //! [`Client::open_ledger`] reads a ledger without disturbing its writer, up to the last add
-//! confirmed. [`Client::recover_ledger`] is for the ledger of a writer that died: it fences the
-//! writer, settles where the ledger ends, and closes it. What was confirmed is in it.
+//! confirmed; [`LedgerReader::tail`] follows it as it is written, until it is closed.
+//! [`Client::recover_ledger`] is for the ledger of a writer that died: it fences the writer,
+//! settles where the ledger ends, and closes it. What was confirmed is in it.
+//!
+//! # When bookies fail
+//! A writer replaces a bookie that fails, hangs or takes no writes by another, or takes it back when
+//! it answers again, and goes on with an ack quorum meanwhile. Nothing has to be done about it.
+//! Only when nothing could be confirmed for 30 s do its appends fail, with the bookies' words.
+//! Readers and tails find the new places of the entries by themselves. A metastore that is away
+//! stops what needs it: to create, close, recover or delete a ledger, and to replace a bookie.
 //!
 //! # One writer
 //! No lock and no clock decides who may write. Whoever wants to take over a log recovers its
@@ -22,13 +30,16 @@
 //! # How it is built
 //! The rules are the state machines of [`inkfast_protocol`]; here they are driven. An append goes
 //! through `append` (room, turn), `driver` (the writer's machine under one lock) and `adds` (a
-//! stream to each bookie) and comes back the same way as a confirmation. A recovery goes through
-//! `recover` (its machine in one loop), `reads` and `adds`. [`catalog`] maps ledgers and bookies
-//! to keys of the metastore.
+//! stream to each bookie) and comes back the same way as a confirmation. When a bookie fails,
+//! `driver/tend` chooses another among those that `registry` knows, by the rules of `placement`. A
+//! recovery goes through
+//! `recover` (its machine in one loop), `reads` and `adds`. A tail goes through `tail` (its machine
+//! in one loop), `pushes` (a stream from a bookie) and `follow` (the metadata). [`catalog`] maps
+//! ledgers and bookies to keys of the metastore.
 //!
 //! # Not here
-//! No ensemble change yet: a writer whose bookie fails goes on without it, and stops when fewer
-//! than an ack quorum are left. No tailing, no transactions, no order across ledgers.
+//! No transactions, no order across ledgers. Nothing copies entries to new bookies when old ones
+//! are lost for good.
 
 pub use append::{Append, LedgerWriter};
 pub use client::{Client, CreateOptions};
@@ -50,7 +61,11 @@ mod client;
 mod config;
 mod driver;
 mod error;
+mod follow;
 mod placement;
+mod pushes;
 mod read;
 mod reads;
 mod recover;
+mod registry;
+mod tail;

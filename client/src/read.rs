@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::stream::{self, FuturesUnordered, Stream, StreamExt};
 use inkfast_protocol::reader::{Action, Reader};
 use inkfast_protocol::{
-    BookieId, Entry, EntryId, LedgerId, LedgerMetadata, Places, Refusal, State,
+    BookieId, Entry, EntryId, LedgerId, LedgerMetadata, MetadataVersion, Places, Refusal, State,
 };
 use tokio::sync::mpsc;
 
 use crate::Error;
 use crate::bookies::Bookies;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Versioned};
 use crate::reads::{self, Answer, Reads};
+use crate::tail;
 
 /// How many questions may wait for one bookie: more than the protocol's reader asks ahead.
 const QUESTIONS_MAX: usize = 4096;
@@ -58,15 +59,7 @@ impl LedgerReader {
     pub async fn last_add_confirmed(&self) -> Result<Option<EntryId>, Error> {
         let mut metadata = self.metadata();
         if !matches!(metadata.state, State::Closed { .. }) {
-            match self.catalog.ledger(metadata.ledger).await {
-                Ok((_, now)) => metadata = now,
-                // What was known is enough to ask the bookies.
-                Err(error) if error.is_metastore_away() => {
-                    tracing::warn!(ledger = %metadata.ledger, %error, "reading on without it");
-                }
-                Err(error) => return Err(error),
-            }
-            self.known(|known| known.metadata = metadata.clone());
+            metadata = self.newest().await?.1;
         }
         let confirmed = match metadata.state {
             State::Closed { last, .. } => last,
@@ -102,15 +95,83 @@ impl LedgerReader {
         batches.flat_map(stream::iter)
     }
 
-    /// Drives the protocol's reader until all is delivered, or nobody wants it any more.
+    /// Follows the ledger from an entry on, which need not be there yet, and gives each entry when
+    /// it is confirmed, in order, until the ledger is closed.
+    ///
+    /// The bookies push; of what they push at most 4 MiB wait for the user, for each lane (there
+    /// are as many as the ensemble has places) at least 64 KiB, and an entry more. Another bookie
+    /// goes on for one that fails, is late or lacks an entry. The stream ends after the last entry
+    /// of the ledger, or after an error: [`Error::LedgerDeleted`] when the ledger was deleted,
+    /// [`Error::Unreadable`] when an entry that is confirmed cannot be had. While nothing is
+    /// confirmed it waits, whatever becomes of the bookies or the metastore.
+    pub fn tail(&self, from: EntryId) -> impl Stream<Item = Result<Entry, Error>> + Send + use<> {
+        tail::start(self.clone(), from)
+    }
+
+    pub(crate) const fn bookies(&self) -> &Bookies {
+        &self.bookies
+    }
+
+    pub(crate) const fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Reads the metadata; what is known of it, as of the lowest version, if the metastore is away.
+    pub(crate) async fn newest(&self) -> Result<Versioned, Error> {
+        match self.catalog.ledger(self.id()).await {
+            Ok((version, metadata)) => {
+                self.note(&metadata);
+                Ok((version, metadata))
+            }
+            // What was known is enough to ask the bookies.
+            Err(error) if error.is_metastore_away() => {
+                tracing::warn!(ledger = %self.id(), %error, "reading on without it");
+                Ok((MetadataVersion(0), self.metadata()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Notes metadata that was read.
+    pub(crate) fn note(&self, metadata: &LedgerMetadata) {
+        self.known(|known| known.metadata = metadata.clone());
+    }
+
+    /// Reads until all is delivered, or nobody wants it any more.
     async fn drive(
         &self,
         entries: RangeInclusive<EntryId>,
         deliver: &mpsc::Sender<Vec<Result<Entry, Error>>>,
     ) -> Result<(), Error> {
         self.check_readable(*entries.end()).await?;
-        let ledger = self.id();
-        let mut reader = Reader::new(self.metadata(), entries);
+        let (mut next, last) = entries.into_inner();
+        loop {
+            let metadata = self.metadata();
+            let read = self.drive_reader(metadata.clone(), next..=last, deliver).await;
+            let Err(Error::Unreadable { lost, .. }) = &read else { return read };
+            // Nothing is lost before the newest metadata says where it should be.
+            let now = match self.catalog.ledger(metadata.ledger).await {
+                Ok((_, now)) => now,
+                Err(error) if error.is_metastore_away() => return read,
+                Err(error) => return Err(error),
+            };
+            self.note(&now);
+            if now.fragment_of(lost.entry).ensemble == metadata.fragment_of(lost.entry).ensemble {
+                return read;
+            }
+            next = lost.entry;
+        }
+    }
+
+    /// Drives the protocol's reader to its end.
+    async fn drive_reader(
+        &self,
+        metadata: LedgerMetadata,
+        entries: RangeInclusive<EntryId>,
+        deliver: &mpsc::Sender<Vec<Result<Entry, Error>>>,
+    ) -> Result<(), Error> {
+        let ledger = metadata.ledger;
+        let mut reader = Reader::new(metadata, entries);
         let (answer, mut answers) = mpsc::channel(ANSWERS_MAX);
         let mut streams = BTreeMap::new();
         let (mut happened, mut batch) = (Vec::new(), Vec::new());
@@ -127,14 +188,24 @@ impl LedgerReader {
                     Action::Fail(lost) => ended = Some(Err(Error::Unreadable { ledger, lost })),
                 }
             }
-            if !batch.is_empty() && deliver.send(mem::take(&mut batch)).await.is_err() {
-                return Ok(());
+            // Whoever does not take what was read must not hold up the connection, which others
+            // share. What was asked for comes, and is bounded; no more is asked until it is taken.
+            while !batch.is_empty() {
+                tokio::select! {
+                    room = deliver.reserve() => match room {
+                        Ok(room) => room.send(mem::take(&mut batch)),
+                        Err(_) => return Ok(()),
+                    },
+                    _ = answers.recv_many(&mut happened, ANSWERS_MAX) => {}
+                }
             }
             if let Some(ended) = ended {
                 return ended;
             }
-            // Each question gets an answer by its deadline, so this wait ends.
-            answers.recv_many(&mut happened, ANSWERS_MAX).await;
+            if happened.is_empty() {
+                // Each question gets an answer by its deadline, so this wait ends.
+                answers.recv_many(&mut happened, ANSWERS_MAX).await;
+            }
             happened.drain(..).for_each(|answer| tell(&mut reader, answer));
         }
     }
@@ -180,7 +251,10 @@ impl LedgerReader {
     }
 
     /// Asks the last ensemble until every ack quorum has a bookie that has answered.
-    async fn quorum_read(&self, metadata: &LedgerMetadata) -> Result<Option<EntryId>, Error> {
+    pub(crate) async fn quorum_read(
+        &self,
+        metadata: &LedgerMetadata,
+    ) -> Result<Option<EntryId>, Error> {
         let fragment = metadata.last_fragment();
         let asked = fragment.ensemble.iter().enumerate().map(|(place, &bookie)| async move {
             (place, bookie, self.bookies.last_add_confirmed(bookie, metadata.ledger, false).await)

@@ -1,11 +1,11 @@
 //! Recovering a ledger: drives the protocol's recovery over the network.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use inkfast_protocol::messages::{Added, OpenAdds};
 use inkfast_protocol::recovery::{Action, Recovery, Round};
-use inkfast_protocol::{BookieId, EntryId, LedgerId, LedgerMetadata, Places, Refusal, Tenure};
+use inkfast_protocol::{BookieId, EntryId, LedgerId, LedgerMetadata, Refusal, Tenure};
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::time::timeout;
 
@@ -14,6 +14,7 @@ use crate::adds::{self, Adds, Queued};
 use crate::bookies::Bookies;
 use crate::catalog::Catalog;
 use crate::driver::cas;
+use crate::placement::{self, Lacking};
 use crate::reads::{self, Answer, Reads};
 
 /// How many questions to one bookie, or answers of all, may wait. The protocol reads or writes
@@ -52,14 +53,15 @@ async fn drive(
                     streams.read(round, place, bookie, entry);
                 }
                 Action::WriteBack { round, place, tenure, bookie, entry } => {
-                    let queued = Queued { entry, _room: None };
+                    let queued = Queued::Entry { entry, _room: None };
                     let written = streams.write((round, place, tenure), bookie, queued);
                     if let Err(refusal) = written {
                         recovery.on_write_refused(round, place, tenure, refusal);
                     }
                 }
                 Action::Choose { round } => {
-                    choose(catalog.clone(), &recovery, round, events.clone());
+                    let (bookies, events) = (bookies.clone(), events.clone());
+                    choose(bookies, catalog.clone(), &recovery, round, events);
                 }
                 Action::ReadMetadata => {
                     known =
@@ -96,6 +98,8 @@ enum Event {
 /// Where entries are written back to: a place as long as it has the same bookie.
 type Place = (Round, usize, Tenure);
 
+type Events = mpsc::Sender<Event>;
+
 fn apply(recovery: &mut Recovery, event: Event) {
     match event {
         Event::Fenced(round, place, Ok(confirmed)) => recovery.on_fenced(round, place, confirmed),
@@ -115,43 +119,35 @@ fn apply(recovery: &mut Recovery, event: Event) {
 }
 
 /// Chooses bookies for the places that lack one, while the recovery goes on.
-fn choose(catalog: Catalog, recovery: &Recovery, round: Round, events: mpsc::Sender<Event>) {
-    let lacking = recovery.lacking();
-    let mut unfit = recovery.refused();
-    unfit.extend(recovery.ensemble());
+fn choose(bookies: Bookies, catalog: Catalog, recovery: &Recovery, round: Round, events: Events) {
+    let (ensemble, places) = (recovery.ensemble().to_vec(), recovery.lacking());
+    let (replication, refused) = (recovery.replication(), recovery.refused());
     tokio::spawn(async move {
-        let chosen = spares(&catalog, lacking, &unfit).await;
+        let registered = catalog.registrations().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "recovering without replacements");
+            Vec::new()
+        });
+        let registry = bookies.registry();
+        let mut candidates = registry.judge(&registered);
+        candidates.retain(|candidate| !refused.contains(&candidate.bookie));
+        let racks: Vec<_> = ensemble.iter().map(|bookie| registry.rack(*bookie)).collect();
+        let lacking = Lacking { ensemble: &ensemble, racks: &racks, places };
+        let chosen = placement::replacements(&candidates, replication, &lacking, false);
         let _ = events.send(Event::Chosen(round, chosen)).await;
     });
-}
-
-/// Picks bookies that take writes at random; none if the metastore does not answer.
-async fn spares(
-    catalog: &Catalog,
-    lacking: Places,
-    unfit: &BTreeSet<BookieId>,
-) -> BTreeMap<usize, BookieId> {
-    let registered = catalog.registrations().await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "recovering without replacements");
-        Vec::new()
-    });
-    let fit = registered.iter().filter(|(id, found)| !found.read_only && !unfit.contains(id));
-    let mut spares: Vec<_> = fit.map(|(bookie, _)| *bookie).collect();
-    fastrand::shuffle(&mut spares);
-    lacking.iter().zip(spares).collect()
 }
 
 /// The streams to the bookies. They end when this is dropped.
 struct Streams {
     bookies: Bookies,
     ledger: LedgerId,
-    events: mpsc::Sender<Event>,
+    events: Events,
     reads: BTreeMap<(Round, usize), mpsc::Sender<EntryId>>,
     writes: BTreeMap<Place, mpsc::Sender<Queued>>,
 }
 
 impl Streams {
-    fn new(bookies: Bookies, ledger: LedgerId, events: mpsc::Sender<Event>) -> Self {
+    fn new(bookies: Bookies, ledger: LedgerId, events: Events) -> Self {
         Self { bookies, ledger, events, reads: BTreeMap::new(), writes: BTreeMap::new() }
     }
 
@@ -212,6 +208,7 @@ impl Streams {
                 let _ = events.try_send(Event::Written(place, added.first..=added.last));
             };
             if let Err(refusal) = adds::run(&bookies, adds, to_write, on_added).await {
+                bookies.refused(bookie, &refusal);
                 let _ = events.send(Event::NotWritten(place, refusal)).await;
             }
         });

@@ -7,6 +7,7 @@ mod leases;
 mod limits;
 mod scans;
 mod transactions;
+mod watches;
 
 use crate::{Metastore, Transaction, Version};
 
@@ -26,6 +27,11 @@ pub use transactions::{
     a_transaction_happens_whole_or_not, create_happens_once, delete_needs_no_version,
     increments_are_not_lost, put_is_unconditional, remove_and_replace_need_the_version,
     sequences_never_repeat, the_cluster_stays_the_same, versions_are_never_used_twice,
+};
+pub use watches::{
+    a_watch_begins_after_any_recent_revision, a_watch_says_what_is_forgotten,
+    a_watch_sees_leases_end, a_watch_tears_no_transaction, a_watch_tells_all_of_its_prefix,
+    bad_watches_are_refused, breaking_off_a_watch_loses_nothing, many_watches_are_told_their_own,
 };
 
 /// Checks all claims.
@@ -49,6 +55,15 @@ pub async fn run(store: &dyn Metastore) {
     a_rewritten_key_leaves_its_lease(store).await;
     unknown_leases_are_refused(store).await;
     tokio::join!(a_lease_expires(store), a_lease_kept_alive_lives_on(store));
+
+    a_watch_tells_all_of_its_prefix(store).await;
+    a_watch_tears_no_transaction(store).await;
+    a_watch_sees_leases_end(store).await;
+    a_watch_begins_after_any_recent_revision(store).await;
+    breaking_off_a_watch_loses_nothing(store).await;
+    many_watches_are_told_their_own(store).await;
+    bad_watches_are_refused(store).await;
+    a_watch_says_what_is_forgotten(store).await;
 
     bad_keys_and_values_are_refused(store).await;
     bad_transactions_are_refused(store).await;

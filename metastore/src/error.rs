@@ -20,6 +20,10 @@ pub enum Error {
     /// The lease has ended or never was, and its keys are gone: grant another.
     #[error("the lease has ended: grant a new one and write its keys again")]
     LeaseNotFound,
+    /// The changes after the revision that a watch was to go on from are no longer all remembered:
+    /// scan again, and watch from the page's revision.
+    #[error("the changes since then are no longer remembered: scan again and watch from there")]
+    Compacted,
     /// The request breaks a rule, and nothing was done: it would fail again.
     #[error("bad metastore request: {why}")]
     BadRequest {

@@ -1,4 +1,5 @@
-//! The metastore of Inkfast as its users see it: ordered keys, transactions, leases, sequences.
+//! The metastore of Inkfast as its users see it: ordered keys, transactions, leases, sequences,
+//! watches.
 //!
 //! A metastore keeps the little that a whole cluster has to agree on. It knows nothing about
 //! ledgers: whoever uses it maps what it has to keep to keys. [`Metastore`] is the contract;
@@ -34,19 +35,34 @@
 //! *Sequences.* [`Metastore::next_sequence`] gives out blocks of numbers, each number once.
 //! Numbers may be lost (a block that was given out and never used), never repeated.
 //!
+//! *Watches.* A [`Watch`] tells what becomes of the keys of a prefix, from a revision on: each
+//! change once, in order of revision, and all changes of a revision together, so never half a
+//! transaction. **It loses nothing or says so:** only the recent changes are remembered (the last
+//! [100,000](watches::RECENT_MAX) or [64 MiB](watches::RECENT_BYTES_MAX) of the whole store, in
+//! memory, so none from before a restart), and a watch that wants an older one ends with
+//! [`Error::Compacted`]. Its caller scans again and watches from the [page's
+//! revision](Page::revision). A watch outlives connections and members: it goes on at another after
+//! the last revision that it knows of, and learns every
+//! [few seconds](watches::PROGRESS_INTERVAL) of those that did nothing to its prefix. So a restart
+//! costs a watch nothing if what was changed in the seconds before was its own, and otherwise a
+//! scan. A caller that does not read its watch costs the metastore no memory and delays nobody.
+//! What is told is on disk. It is told soon, but a watch may be behind a read.
+//!
 //! # How it is made
 //!
 //! A change is a [`Command`](state::Command): an operation, with the request's id and time.
 //! [`state::apply`] is the only code that changes anything. It decides by the command and the
-//! [`rows`] alone, so every store that applies the same commands in the same order is the
-//! same: the one in memory, the one on disk, and each of several copies. [`messages`] says what
-//! goes over the wire, [`limits`] what is accepted.
+//! [`rows`] alone, so every store that applies the same commands in the same order is the same: the
+//! one in memory, the one on disk, and each of several copies. [`messages`] says what goes over the
+//! wire, [`limits`] what is accepted. What a command changed, [`watches`] remembers for a while,
+//! for those who watch; a revision means the same in every copy, so a watch can go on at any.
 //!
 //! # What is not here
 //!
-//! No watches: whoever waits for a change reads again. No history: only the last value of a key is
-//! kept. No reads that may be stale. No transaction reads a value: it compares versions. Nothing
-//! about who may do what: every process of the cluster may do everything.
+//! No history: only the last value of a key is kept, and recent changes for a while. A watch does
+//! not tell what a key was before a change. No reads that may be stale. No transaction reads a
+//! value: it compares versions. Nothing about who may do what: every process of the cluster may do
+//! everything.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -64,6 +80,8 @@ mod remote;
 pub mod rows;
 pub mod state;
 mod types;
+mod watch;
+pub mod watches;
 
 pub use error::Error;
 pub use limits::{
@@ -72,7 +90,8 @@ pub use limits::{
 };
 pub use memory::MemoryMetastore;
 pub use remote::RemoteMetastore;
-pub use types::{Condition, KeyValue, LeaseId, Page, Scan, Transaction, Version, Write};
+pub use types::{Change, Condition, KeyValue, LeaseId, Page, Scan, Transaction, Version, Write};
+pub use watch::Watch;
 
 /// How long a request is tried, if nothing else is wanted.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -108,6 +127,14 @@ pub trait Metastore: Send + Sync {
 
     /// Ends a lease and removes its keys, or fails with [`Error::LeaseNotFound`].
     async fn end_lease(&self, lease: LeaseId) -> Result<(), Error>;
+
+    /// Tells the changes of the keys that begin with a prefix, made after a revision that the
+    /// caller has seen: the revision of a page (of several, the first one's), or of the last
+    /// change that another watch has told. After revision 0 come all changes there ever were.
+    ///
+    /// Fails with [`Error::Compacted`] if they are no longer all remembered, and with
+    /// [`Error::BadRequest`] if the store has not reached the revision.
+    async fn watch(&self, prefix: &str, after: Version) -> Result<Watch, Error>;
 
     /// Returns the id of the cluster, made when its first metastore was started.
     async fn cluster(&self) -> Result<Uuid, Error>;

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::state::Operation;
 use crate::types::{Scan, Transaction, Write};
 
-/// The most bytes of a key, of a sequence's name and of a scan's prefix. Keys have at least one.
+/// The most bytes of a key, of a sequence's name and of the prefix of a scan or watch. Keys have at least one.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// The most bytes of a value.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
@@ -54,6 +54,11 @@ pub fn check_scan(scan: &Scan) -> Result<(), Error> {
         return Err(Error::bad_request("a page of no entries: ask for at least one"));
     }
     Ok(())
+}
+
+/// Refuses a watch of what no key can be.
+pub fn check_watch(prefix: &str) -> Result<(), Error> {
+    check_length("a prefix", prefix)
 }
 
 /// Refuses what no state of the store would make right.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::Metastore;
@@ -16,20 +16,36 @@ use crate::leases::Leases;
 use crate::limits::{check_key, check_operation, check_scan};
 use crate::rows::{Rows, RowsMut, StateError};
 use crate::state::{self, Answer, Command, Operation, apply};
-use crate::types::{KeyValue, LeaseId, Page, Scan, Transaction, Version};
+use crate::types::{Change, KeyValue, LeaseId, Page, Scan, Transaction, Version};
+use crate::watch::{Source, Watch};
+use crate::watches::{Watcher, Watches};
+
+/// How often a watch looks whether leases have run out, which nobody else may do.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A metastore of one process, which ends with it. Leases expire by tokio's clock.
 #[derive(Debug)]
 pub struct MemoryMetastore {
     cluster: Uuid,
-    inner: Mutex<Inner>,
+    state: State,
 }
+
+#[derive(Clone, Debug)]
+struct State(Arc<Mutex<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
     rows: MemoryRows,
     leases: Leases,
+    watches: Watches,
     started: Instant,
+}
+
+/// Watches a metastore in memory.
+#[derive(Debug)]
+pub(crate) struct MemoryWatch {
+    watcher: Watcher,
+    state: State,
 }
 
 /// Rows in a map.
@@ -43,19 +59,22 @@ impl MemoryMetastore {
         let inner = Inner {
             rows: MemoryRows::default(),
             leases: Leases::default(),
+            watches: Watches::new(Version::new(0)),
             started: Instant::now(),
         };
-        Self { cluster: Uuid::new_v4(), inner: Mutex::new(inner) }
+        Self { cluster: Uuid::new_v4(), state: State(Arc::new(Mutex::new(inner))) }
     }
 
     fn change(&self, operation: Operation) -> Result<Answer, Error> {
         check_operation(&operation)?;
-        self.lock()?.apply(operation)?
+        self.state.lock()?.apply(operation)?
     }
+}
 
+impl State {
     /// Locks the state as it is now, without the leases that have run out.
     fn lock(&self) -> Result<MutexGuard<'_, Inner>, Error> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for lease in inner.leases.take_expired(Instant::now()) {
             // The answer is for nobody.
             let _ = inner.apply(Operation::EndLease(lease))?;
@@ -72,7 +91,9 @@ impl Inner {
         };
         let time_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let command = Command { request: Uuid::new_v4(), time_ms, operation };
-        let answer = apply(&mut self.rows, command)?;
+        let mut changes = Vec::new();
+        let answer = apply(&mut self.rows, command, &mut changes)?;
+        self.watches.publish(changes, state::revision(&self.rows)?);
         let granted = match answer {
             Ok(Answer::Granted(lease)) => Some(lease),
             _ => None,
@@ -88,12 +109,12 @@ impl Inner {
 impl Metastore for MemoryMetastore {
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, Error> {
         check_key(key)?;
-        Ok(state::get(&self.lock()?.rows, key)?)
+        Ok(state::get(&self.state.lock()?.rows, key)?)
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page, Error> {
         check_scan(&scan)?;
-        Ok(state::scan(&self.lock()?.rows, &scan)?)
+        Ok(state::scan(&self.state.lock()?.rows, &scan)?)
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Version, Error> {
@@ -109,7 +130,7 @@ impl Metastore for MemoryMetastore {
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), Error> {
-        if self.lock()?.leases.keep_alive(lease, Instant::now()) {
+        if self.state.lock()?.leases.keep_alive(lease, Instant::now()) {
             return Ok(());
         }
         Err(Error::LeaseNotFound)
@@ -119,8 +140,25 @@ impl Metastore for MemoryMetastore {
         self.change(Operation::EndLease(lease))?.done()
     }
 
+    async fn watch(&self, prefix: &str, after: Version) -> Result<Watch, Error> {
+        let inner = self.state.lock()?;
+        let watcher = inner.watches.watch(prefix, after, state::revision(&inner.rows)?)?;
+        Ok(Watch(Source::Memory(MemoryWatch { watcher, state: self.state.clone() })))
+    }
+
     async fn cluster(&self) -> Result<Uuid, Error> {
         Ok(self.cluster)
+    }
+}
+
+impl MemoryWatch {
+    pub(crate) async fn next(&mut self) -> Result<Vec<Change>, Error> {
+        loop {
+            match timeout(EXPIRY_INTERVAL, self.watcher.next()).await {
+                Ok(told) => return Ok(told?.changes),
+                Err(_) => drop(self.state.lock()?),
+            }
+        }
     }
 }
 

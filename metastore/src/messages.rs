@@ -20,6 +20,8 @@
 //! | 5 `sequence` | {1 `name` string, 2 `count` uint64} | numbers of a sequence | 4 |
 //! | 6 `grant` | uint64: its TTL in milliseconds | a lease | 5 |
 //! | 7 `end` | uint64 | the end of a lease | 6, 8 |
+//! | 8 `watch` | {1 `prefix` string, 2 `after` uint64} | a watch, which the stream is for then | 6, 12 |
+//! | 9 `more` | {} | the watch's next changes | 11, 12 |
 //!
 //! A condition is {1 `key` string, 2 `version` optional uint64 (without it: absent)}. A write is
 //! {1 `key` string, 2 `put` optional {1 `value` bytes, 2 `lease` optional uint64}} (without it: a
@@ -30,7 +32,7 @@
 //! | field | type | means |
 //! |---|---|---|
 //! | 1 `value` | {1 `entry` optional entry} | the key, if it is there |
-//! | 2 `page` | {1 `entries` repeated entry, 2 `more` bool} | a page |
+//! | 2 `page` | {1 `entries` repeated entry, 2 `more` bool, 3 `revision` uint64} | a page |
 //! | 3 `committed` | uint64 | committed at this revision |
 //! | 4 `sequence` | {1 `start` uint64, 2 `end` uint64} | the numbers from start to before end |
 //! | 5 `granted` | uint64 | the lease |
@@ -39,6 +41,13 @@
 //! | 8 `lease_not_found` | {} | the lease has ended |
 //! | 9 `bad_request` | string | what was wrong with the request |
 //! | 10 `unavailable` | string | why this metastore cannot answer |
+//! | 11 `told` | {1 `revisions` repeated revision, 2 `seen` uint64} | changes, and up to where it is all |
+//! | 12 `compacted` | {} | the watch's next changes are not remembered |
+//!
+//! A watch is asked each time, so what nobody takes is not sent. `more` is answered when there is
+//! a change, or after [a while](crate::watches::PROGRESS_INTERVAL) without one by none. A revision
+//! is {1 `number` uint64, 2 `writes` repeated write}: what it did to the keys of the prefix, no
+//! more than the transaction that did it, so all of it fits a frame.
 //!
 //! An entry is {1 `key` string, 2 `value` bytes, 3 `version` uint64, 4 `lease` optional uint64}.
 
@@ -46,12 +55,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use inkfast_wire::Frame;
-use prost::{Message, Oneof};
+use prost::Message;
 use uuid::Uuid;
 
 use crate::error::Error;
 use crate::state::{Answer, Operation};
-use crate::types::{Condition, KeyValue, LeaseId, Page, Scan, Transaction, Version, Write};
+use crate::types::{LeaseId, Page, Scan, Version};
+
+mod proto;
+
+use proto::{
+    AnswerBody, AnswerMessage, ConflictMessage, PageMessage, RangeMessage, RequestBody,
+    RequestMessage, ScanMessage, SequenceMessage, ValueMessage, WatchMessage,
+};
 
 const KIND_REQUEST: u8 = 1;
 const KIND_ANSWER: u8 = 2;
@@ -68,6 +84,15 @@ pub enum Request {
     Scan(Scan),
     /// Lets a lease live on for its whole TTL from now.
     KeepAlive(LeaseId),
+    /// Begins a watch on this stream, which is for it alone from then on.
+    Watch {
+        /// What the keys begin with.
+        prefix: String,
+        /// The last revision that the caller knows of.
+        after: Version,
+    },
+    /// Waits for what the stream's watch has to tell next.
+    More,
     /// Changes the state.
     Change {
         /// Names the request, so that a retry is known as one.
@@ -86,6 +111,10 @@ pub fn encode_request(request: Request) -> Frame {
             RequestBody::Scan(ScanMessage { prefix, after, limit: limit as u64 })
         }
         Request::KeepAlive(lease) => RequestBody::KeepAlive(lease.get()),
+        Request::Watch { prefix, after } => {
+            RequestBody::Watch(WatchMessage { prefix, after: after.get() })
+        }
+        Request::More => RequestBody::More(()),
         Request::Change { request, operation } => {
             message.request = request.into_bytes().to_vec().into();
             match operation {
@@ -117,6 +146,10 @@ pub fn decode_request(frame: &Frame) -> Result<Request, Error> {
             return Ok(Request::Scan(Scan { prefix, after, limit }));
         }
         Some(RequestBody::KeepAlive(lease)) => return Ok(Request::KeepAlive(LeaseId::new(lease))),
+        Some(RequestBody::Watch(WatchMessage { prefix, after })) => {
+            return Ok(Request::Watch { prefix, after: Version::new(after) });
+        }
+        Some(RequestBody::More(())) => return Ok(Request::More),
         Some(RequestBody::Commit(transaction)) => Operation::Commit(transaction.into()),
         Some(RequestBody::Sequence(SequenceMessage { name, count })) => {
             Operation::NextSequence { name, count }
@@ -158,6 +191,7 @@ pub(crate) fn encode_answer(answer: &Result<Answer, Error>) -> Vec<u8> {
         Ok(Answer::Page(page)) => AnswerBody::Page(PageMessage {
             entries: page.entries.into_iter().map(Into::into).collect(),
             more: page.more,
+            revision: page.revision.get(),
         }),
         Ok(Answer::Committed(version)) => AnswerBody::Committed(version.get()),
         Ok(Answer::Sequence(range)) => {
@@ -165,10 +199,12 @@ pub(crate) fn encode_answer(answer: &Result<Answer, Error>) -> Vec<u8> {
         }
         Ok(Answer::Granted(lease)) => AnswerBody::Granted(lease.get()),
         Ok(Answer::Done) => AnswerBody::Done(()),
+        Ok(Answer::Told(told)) => AnswerBody::Told(told.into()),
         Err(Error::Conflict { key, found }) => {
             AnswerBody::Conflict(ConflictMessage { key, found: found.map(Version::get) })
         }
         Err(Error::LeaseNotFound) => AnswerBody::LeaseNotFound(()),
+        Err(Error::Compacted) => AnswerBody::Compacted(()),
         Err(Error::BadRequest { why }) => AnswerBody::BadRequest(why),
         Err(Error::Unavailable { why } | Error::TimedOut { why, .. }) => {
             AnswerBody::Unavailable(why)
@@ -185,220 +221,22 @@ pub(crate) fn decode_answer(bytes: Bytes) -> Result<Result<Answer, Error>, Strin
         AnswerBody::Page(page) => Answer::Page(Page {
             entries: page.entries.into_iter().map(Into::into).collect(),
             more: page.more,
+            revision: Version::new(page.revision),
         }),
         AnswerBody::Committed(version) => Answer::Committed(Version::new(version)),
         AnswerBody::Sequence(range) => Answer::Sequence(range.start..range.end),
         AnswerBody::Granted(lease) => Answer::Granted(LeaseId::new(lease)),
         AnswerBody::Done(()) => Answer::Done,
+        AnswerBody::Told(told) => Answer::Told(told.into()),
         AnswerBody::Conflict(ConflictMessage { key, found }) => {
             return Ok(Err(Error::Conflict { key, found: found.map(Version::new) }));
         }
         AnswerBody::LeaseNotFound(()) => return Ok(Err(Error::LeaseNotFound)),
+        AnswerBody::Compacted(()) => return Ok(Err(Error::Compacted)),
         AnswerBody::BadRequest(why) => return Ok(Err(Error::BadRequest { why })),
         AnswerBody::Unavailable(why) => return Ok(Err(Error::Unavailable { why })),
     };
     Ok(Ok(answer))
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct RequestMessage {
-    #[prost(oneof = "RequestBody", tags = "1, 2, 3, 4, 5, 6, 7")]
-    body: Option<RequestBody>,
-    #[prost(bytes = "bytes", tag = "15")]
-    request: Bytes,
-}
-
-#[derive(Clone, PartialEq, Oneof)]
-enum RequestBody {
-    #[prost(string, tag = "1")]
-    Get(String),
-    #[prost(message, tag = "2")]
-    Scan(ScanMessage),
-    #[prost(uint64, tag = "3")]
-    KeepAlive(u64),
-    #[prost(message, tag = "4")]
-    Commit(TransactionMessage),
-    #[prost(message, tag = "5")]
-    Sequence(SequenceMessage),
-    #[prost(uint64, tag = "6")]
-    Grant(u64),
-    #[prost(uint64, tag = "7")]
-    End(u64),
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct AnswerMessage {
-    #[prost(oneof = "AnswerBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
-    body: Option<AnswerBody>,
-}
-
-#[derive(Clone, PartialEq, Oneof)]
-enum AnswerBody {
-    #[prost(message, tag = "1")]
-    Value(ValueMessage),
-    #[prost(message, tag = "2")]
-    Page(PageMessage),
-    #[prost(uint64, tag = "3")]
-    Committed(u64),
-    #[prost(message, tag = "4")]
-    Sequence(RangeMessage),
-    #[prost(uint64, tag = "5")]
-    Granted(u64),
-    #[prost(message, tag = "6")]
-    Done(()),
-    #[prost(message, tag = "7")]
-    Conflict(ConflictMessage),
-    #[prost(message, tag = "8")]
-    LeaseNotFound(()),
-    #[prost(string, tag = "9")]
-    BadRequest(String),
-    #[prost(string, tag = "10")]
-    Unavailable(String),
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ScanMessage {
-    #[prost(string, tag = "1")]
-    prefix: String,
-    #[prost(string, optional, tag = "2")]
-    after: Option<String>,
-    #[prost(uint64, tag = "3")]
-    limit: u64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct SequenceMessage {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(uint64, tag = "2")]
-    count: u64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct TransactionMessage {
-    #[prost(message, repeated, tag = "1")]
-    conditions: Vec<ConditionMessage>,
-    #[prost(message, repeated, tag = "2")]
-    writes: Vec<WriteMessage>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ConditionMessage {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(uint64, optional, tag = "2")]
-    version: Option<u64>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct WriteMessage {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(message, optional, tag = "2")]
-    put: Option<PutMessage>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PutMessage {
-    #[prost(bytes = "bytes", tag = "1")]
-    value: Bytes,
-    #[prost(uint64, optional, tag = "2")]
-    lease: Option<u64>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ValueMessage {
-    #[prost(message, optional, tag = "1")]
-    entry: Option<EntryMessage>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PageMessage {
-    #[prost(message, repeated, tag = "1")]
-    entries: Vec<EntryMessage>,
-    #[prost(bool, tag = "2")]
-    more: bool,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct EntryMessage {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(bytes = "bytes", tag = "2")]
-    value: Bytes,
-    #[prost(uint64, tag = "3")]
-    version: u64,
-    #[prost(uint64, optional, tag = "4")]
-    lease: Option<u64>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct RangeMessage {
-    #[prost(uint64, tag = "1")]
-    start: u64,
-    #[prost(uint64, tag = "2")]
-    end: u64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ConflictMessage {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(uint64, optional, tag = "2")]
-    found: Option<u64>,
-}
-
-impl From<Transaction> for TransactionMessage {
-    fn from(transaction: Transaction) -> Self {
-        let condition = |condition| match condition {
-            Condition::Absent { key } => ConditionMessage { key, version: None },
-            Condition::At { key, version } => {
-                ConditionMessage { key, version: Some(version.get()) }
-            }
-        };
-        let write = |write| match write {
-            Write::Put { key, value, lease } => {
-                let lease = lease.map(LeaseId::get);
-                WriteMessage { key, put: Some(PutMessage { value, lease }) }
-            }
-            Write::Delete { key } => WriteMessage { key, put: None },
-        };
-        Self {
-            conditions: transaction.conditions.into_iter().map(condition).collect(),
-            writes: transaction.writes.into_iter().map(write).collect(),
-        }
-    }
-}
-
-impl From<TransactionMessage> for Transaction {
-    fn from(message: TransactionMessage) -> Self {
-        let condition = |ConditionMessage { key, version }| match version {
-            Some(version) => Condition::At { key, version: Version::new(version) },
-            None => Condition::Absent { key },
-        };
-        let write = |WriteMessage { key, put }| match put {
-            Some(PutMessage { value, lease }) => {
-                Write::Put { key, value, lease: lease.map(LeaseId::new) }
-            }
-            None => Write::Delete { key },
-        };
-        Self {
-            conditions: message.conditions.into_iter().map(condition).collect(),
-            writes: message.writes.into_iter().map(write).collect(),
-        }
-    }
-}
-
-impl From<KeyValue> for EntryMessage {
-    fn from(KeyValue { key, value, version, lease }: KeyValue) -> Self {
-        Self { key, value, version: version.get(), lease: lease.map(LeaseId::get) }
-    }
-}
-
-impl From<EntryMessage> for KeyValue {
-    fn from(EntryMessage { key, value, version, lease }: EntryMessage) -> Self {
-        Self { key, value, version: Version::new(version), lease: lease.map(LeaseId::new) }
-    }
 }
 
 #[cfg(test)]

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use inkfast_wire::{Endpoint, Frame, Remote, Role, Target};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
@@ -16,6 +18,11 @@ use crate::limits::{check_key, check_operation, check_scan};
 use crate::messages::{Request, answer_from_frame, encode_request};
 use crate::state::{Answer, Operation};
 use crate::types::{KeyValue, LeaseId, Page, Scan, Transaction, Version};
+use crate::watch::{Source, Watch};
+
+mod watch;
+
+pub(crate) use watch::RemoteWatch;
 
 /// How long one member has for an answer before the next is asked.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -25,22 +32,38 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// For how long refusals and nothing else are put up with: a member that is just stopping refuses
 /// too.
 const REFUSALS_MAX: Duration = Duration::from_secs(1);
+/// The most watches at a time: each has a stream, of which requests need some as well.
+const WATCHES_MAX: usize = 10_000;
 
 /// A metastore at known addresses.
 ///
 /// A request whose answer is lost is sent again, to the next address, under the same request id,
-/// until the timeout; so a change is made once however often it was sent.
+/// until the timeout; so a change is made once however often it was sent. A watch whose member is
+/// lost goes on at the next, and says so only after the timeout. There may be 10,000 of them.
 pub struct RemoteMetastore {
     endpoint: Endpoint,
-    members: Vec<Member>,
+    members: Arc<Members>,
+}
+
+/// The members, shared with watches.
+struct Members {
+    list: Vec<Member>,
     /// The member to ask first: the last one that answered.
     favourite: AtomicUsize,
     timeout: Duration,
+    watches: Arc<Semaphore>,
 }
 
 struct Member {
     address: String,
     remote: Remote,
+}
+
+impl Members {
+    /// Returns the member whose turn it is; none if there are no members.
+    fn at(&self, turn: usize) -> Option<&Member> {
+        self.list.get(turn.checked_rem(self.list.len())?)
+    }
 }
 
 impl RemoteMetastore {
@@ -51,12 +74,13 @@ impl RemoteMetastore {
             let target = Target { role: Role::Metastore, instance: None, addresses };
             Member { address, remote: Remote::new(endpoint, target) }
         };
-        Self {
-            endpoint: endpoint.clone(),
-            members: addresses.into_iter().map(member).collect(),
+        let members = Members {
+            list: addresses.into_iter().map(member).collect(),
             favourite: AtomicUsize::new(0),
             timeout,
-        }
+            watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+        };
+        Self { endpoint: endpoint.clone(), members: Arc::new(members) }
     }
 
     async fn change(&self, operation: Operation) -> Result<Answer, Error> {
@@ -67,23 +91,25 @@ impl RemoteMetastore {
     async fn call(&self, request: Request) -> Result<Answer, Error> {
         let frame = encode_request(request);
         let mut tried = Tried::default();
-        match timeout(self.timeout, self.retry(&frame, &mut tried)).await {
+        let limit = self.members.timeout;
+        match timeout(limit, self.retry(&frame, &mut tried)).await {
             Ok(Some(answer)) => answer,
-            Ok(None) | Err(_) => Err(tried.into_error(self.timeout)),
+            Ok(None) | Err(_) => Err(tried.into_error(limit)),
         }
     }
 
     /// Asks one member after the other until one answers; none if there is no sense in going on.
     async fn retry(&self, frame: &Frame, tried: &mut Tried) -> Option<Result<Answer, Error>> {
-        let mut favourite = self.favourite.load(Ordering::Relaxed);
-        while !self.members.is_empty() && !tried.only_refused() {
-            let member = &self.members[favourite % self.members.len()];
+        let mut favourite = self.members.favourite.load(Ordering::Relaxed);
+        while let Some(member) = self.members.at(favourite)
+            && !tried.only_refused()
+        {
             if let Some(answer) = attempt(member, frame, tried).await {
-                self.favourite.store(favourite, Ordering::Relaxed);
+                self.members.favourite.store(favourite, Ordering::Relaxed);
                 return Some(answer);
             }
             favourite = favourite.wrapping_add(1);
-            sleep(PAUSE.mul_f64(1.0 + fastrand::f64())).await;
+            sleep(pause()).await;
         }
         None
     }
@@ -121,6 +147,11 @@ impl Metastore for RemoteMetastore {
         self.change(Operation::EndLease(lease)).await?.done()
     }
 
+    async fn watch(&self, prefix: &str, after: Version) -> Result<Watch, Error> {
+        let watch = RemoteWatch::begin(&self.members, prefix, after).await?;
+        Ok(Watch(Source::Remote(Box::new(watch))))
+    }
+
     async fn cluster(&self) -> Result<Uuid, Error> {
         if self.endpoint.cluster().is_none() {
             // Any request will do: the handshake before it tells the cluster.
@@ -150,6 +181,10 @@ async fn attempt(
         Ok(Err(Error::Unavailable { why })) | Err(why) => tried.note(member, why),
         Ok(answer) => Some(answer),
     }
+}
+
+fn pause() -> Duration {
+    PAUSE.mul_f64(1.0 + fastrand::f64())
 }
 
 /// What became of the attempts so far.
@@ -195,9 +230,14 @@ impl Tried {
     }
 
     fn into_error(self, timeout: Duration) -> Error {
+        let sent = self.sent;
+        let why = self.into_words();
+        if sent { Error::TimedOut { timeout, why } } else { Error::Unavailable { why } }
+    }
+
+    fn into_words(self) -> String {
         let notes = self.notes.iter().map(|(address, why)| format!("{address}: {why}"));
         let notes = notes.collect::<Vec<_>>().join("; ");
-        let why = if notes.is_empty() { "no address is known".into() } else { notes };
-        if self.sent { Error::TimedOut { timeout, why } } else { Error::Unavailable { why } }
+        if notes.is_empty() { "no address is known".into() } else { notes }
     }
 }

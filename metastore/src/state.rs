@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::ops::{Bound, Range};
 use std::time::Duration;
 
+use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::error::Error;
@@ -19,7 +20,7 @@ use crate::rows::{
     StoredSequence, decode, key_row, lease_key_row, lease_row, order_row, read, request_row,
     sequence_row, text, write,
 };
-use crate::types::{Condition, KeyValue, LeaseId, Page, Scan, Transaction, Version, Write};
+use crate::types::{Change, Condition, KeyValue, LeaseId, Page, Scan, Transaction, Version, Write};
 
 /// How long an answer is remembered for a retry, by the commands' times, in milliseconds.
 pub const REMEMBERED_MS: u64 = 10 * 60 * 1000;
@@ -75,6 +76,17 @@ pub enum Answer {
     Granted(LeaseId),
     /// It is done, and there is nothing to say.
     Done,
+    /// What a watch has to tell.
+    Told(Told),
+}
+
+/// What a watch tells at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The changes, in order of revision, none of a revision left out; none if nothing happened.
+    pub changes: Vec<Change>,
+    /// The revision up to which everything has been told by now.
+    pub seen: Version,
 }
 
 impl Answer {
@@ -126,6 +138,14 @@ impl Answer {
         }
     }
 
+    /// Takes what a watch tells.
+    pub fn told(self) -> Result<Told, Error> {
+        match self {
+            Self::Told(told) => Ok(told),
+            other => Err(other.unexpected()),
+        }
+    }
+
     fn unexpected(self) -> Error {
         Error::unavailable(format!(
             "the metastore answered something else than was asked: {self:?}"
@@ -133,13 +153,14 @@ impl Answer {
     }
 }
 
-/// Applies a command to the rows and gives its answer.
+/// Applies a command to the rows and gives its answer. What becomes of keys is added to `changes`.
 ///
 /// A command whose request has been answered before changes nothing and gets that answer again.
 /// After a [`StateError`] the rows are half changed and must be thrown away.
 pub fn apply(
     rows: &mut impl RowsMut,
     command: Command,
+    changes: &mut Vec<Change>,
 ) -> Result<Result<Answer, Error>, StateError> {
     let Command { request, time_ms, operation } = command;
     if let Some(answer) = rows.get(&request_row(request))? {
@@ -147,10 +168,10 @@ pub fn apply(
     }
     let mut counters = read::<Counters>(rows, COUNTERS)?.unwrap_or_default();
     let answer = match operation {
-        Operation::Commit(transaction) => commit(rows, &mut counters, transaction)?,
+        Operation::Commit(transaction) => commit(rows, &mut counters, transaction, changes)?,
         Operation::NextSequence { name, count } => next_sequence(rows, &name, count)?,
         Operation::GrantLease { ttl } => grant_lease(rows, &mut counters, ttl)?,
-        Operation::EndLease(lease) => end_lease(rows, &mut counters, lease)?,
+        Operation::EndLease(lease) => end_lease(rows, &mut counters, lease, changes)?,
     };
     forget(rows, &mut counters, time_ms)?;
     remember(
@@ -177,7 +198,8 @@ pub fn scan(rows: &impl Rows, scan: &Scan) -> Result<Page, StateError> {
         _ => Bound::Included(prefix.clone()),
     };
     let limit = scan.limit.min(PAGE_ENTRIES_MAX);
-    let mut page = Page { entries: Vec::new(), more: false };
+    let revision = revision(rows)?;
+    let mut page = Page { entries: Vec::new(), more: false, revision };
     let mut bytes = 0;
     for row in rows.walk(from)? {
         let (row, value) = row?;
@@ -214,13 +236,18 @@ pub fn leases(rows: &impl Rows) -> Result<Vec<LeaseId>, StateError> {
 }
 
 /// Returns the last revision used; 0 in an empty store.
-pub fn revision(rows: &impl Rows) -> Result<u64, StateError> {
-    Ok(read::<Counters>(rows, COUNTERS)?.unwrap_or_default().revision)
+pub fn revision(rows: &impl Rows) -> Result<Version, StateError> {
+    Ok(Version::new(read::<Counters>(rows, COUNTERS)?.unwrap_or_default().revision))
 }
 
 type Outcome = Result<Result<Answer, Error>, StateError>;
 
-fn commit(rows: &mut impl RowsMut, counters: &mut Counters, transaction: Transaction) -> Outcome {
+fn commit(
+    rows: &mut impl RowsMut,
+    counters: &mut Counters,
+    transaction: Transaction,
+    changes: &mut Vec<Change>,
+) -> Outcome {
     for condition in &transaction.conditions {
         if let Err(conflict) = check_condition(rows, condition)? {
             return Ok(Err(conflict));
@@ -230,17 +257,18 @@ fn commit(rows: &mut impl RowsMut, counters: &mut Counters, transaction: Transac
         return Ok(Err(refusal));
     }
     counters.revision += 1;
-    let version = counters.revision;
+    let revision = Version::new(counters.revision);
     for write in transaction.writes {
         match write {
             Write::Put { key, value, lease } => {
-                let lease = lease.map(LeaseId::get);
-                put(rows, &key, StoredKey { version, lease, value })?;
+                let version = revision.get();
+                let stored = StoredKey { version, lease: lease.map(LeaseId::get), value };
+                changes.push(put(rows, key, stored)?);
             }
-            Write::Delete { key } => delete(rows, &key)?,
+            Write::Delete { key } => changes.extend(delete(rows, key, revision)?),
         }
     }
-    Ok(Ok(Answer::Committed(Version::new(version))))
+    Ok(Ok(Answer::Committed(revision)))
 }
 
 fn check_condition(
@@ -307,7 +335,12 @@ fn grant_lease(rows: &mut impl RowsMut, counters: &mut Counters, ttl: Duration) 
     Ok(Ok(Answer::Granted(LeaseId::new(counters.last_lease))))
 }
 
-fn end_lease(rows: &mut impl RowsMut, counters: &mut Counters, lease: LeaseId) -> Outcome {
+fn end_lease(
+    rows: &mut impl RowsMut,
+    counters: &mut Counters,
+    lease: LeaseId,
+    changes: &mut Vec<Change>,
+) -> Outcome {
     if lease_ttl(rows, lease)?.is_none() {
         return Ok(Err(Error::LeaseNotFound));
     }
@@ -317,31 +350,46 @@ fn end_lease(rows: &mut impl RowsMut, counters: &mut Counters, lease: LeaseId) -
         counters.revision += 1;
     }
     for row in keys {
-        delete(rows, &text(&row, prefix.len())?)?;
+        let key = text(&row, prefix.len())?;
+        changes.extend(delete(rows, key, Version::new(counters.revision))?);
     }
     rows.remove(&lease_row(lease.get()))?;
     counters.leases -= 1;
     Ok(Ok(Answer::Done))
 }
 
-fn put(rows: &mut impl RowsMut, key: &str, stored: StoredKey) -> Result<(), StateError> {
-    take_off_lease(rows, key)?;
+fn put(rows: &mut impl RowsMut, key: String, stored: StoredKey) -> Result<Change, StateError> {
+    take_off_lease(rows, &key)?;
     if let Some(lease) = stored.lease {
-        rows.insert(&lease_key_row(lease, key), &[])?;
+        rows.insert(&lease_key_row(lease, &key), &[])?;
     }
-    write(rows, &key_row(key), &stored)
+    write(rows, &key_row(&key), &stored)?;
+    // A copy: the value may be a part of something much larger that came over the wire.
+    let value = Bytes::copy_from_slice(&stored.value);
+    let now = StoredKey { value, ..stored }.into_key_value(key.clone());
+    Ok(Change { revision: now.version, key, now: Some(now) })
 }
 
-fn delete(rows: &mut impl RowsMut, key: &str) -> Result<(), StateError> {
-    take_off_lease(rows, key)?;
-    rows.remove(&key_row(key))
+/// Removes a key; it is no change if there was none.
+fn delete(
+    rows: &mut impl RowsMut,
+    key: String,
+    revision: Version,
+) -> Result<Option<Change>, StateError> {
+    if !take_off_lease(rows, &key)? {
+        return Ok(None);
+    }
+    rows.remove(&key_row(&key))?;
+    Ok(Some(Change { revision, key, now: None }))
 }
 
-fn take_off_lease(rows: &mut impl RowsMut, key: &str) -> Result<(), StateError> {
-    match read::<StoredKey>(rows, &key_row(key))? {
-        Some(StoredKey { lease: Some(lease), .. }) => rows.remove(&lease_key_row(lease, key)),
-        _ => Ok(()),
+/// Lets a key's lease forget it; false if there is no such key.
+fn take_off_lease(rows: &mut impl RowsMut, key: &str) -> Result<bool, StateError> {
+    let stored = read::<StoredKey>(rows, &key_row(key))?;
+    if let Some(StoredKey { lease: Some(lease), .. }) = stored {
+        rows.remove(&lease_key_row(lease, key))?;
     }
+    Ok(stored.is_some())
 }
 
 fn remember(

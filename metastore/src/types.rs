@@ -230,4 +230,17 @@ pub struct Page {
     pub entries: Vec<KeyValue>,
     /// Whether there is more after the last entry; it may be so though the limit was not reached.
     pub more: bool,
+    /// The store's revision at that moment, to watch from; 0 in an empty store.
+    pub revision: Version,
+}
+
+/// What became of a key, as a watch tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The revision at which it happened.
+    pub revision: Version,
+    /// The key.
+    pub key: String,
+    /// What is under the key since then; none if it was removed, also by the end of its lease.
+    pub now: Option<KeyValue>,
 }

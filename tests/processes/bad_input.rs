@@ -58,7 +58,7 @@ fn an_entry_over_the_limit_fails_the_writer_but_not_those_before() {
 #[test]
 fn what_is_not_there_is_not_read() {
     let cluster = Cluster::start(3);
-    for command in ["read", "recover", "show", "delete"] {
+    for command in ["read", "tail", "recover", "show", "delete"] {
         let words = cluster.client.run(&["ledger", command, "987654321"]).failed(1);
         assert!(words.contains("987654321"), "{words}");
     }
@@ -75,10 +75,12 @@ fn what_is_not_there_is_not_read() {
 fn ids_are_decimal() {
     let cluster = Cluster::start(0);
     for id in ["0x10", "ten", "1e3", "1.5", "", "99999999999999999999999"] {
-        for command in ["read", "recover", "show", "delete"] {
+        for command in ["read", "tail", "recover", "show", "delete"] {
             cluster.client.run(&["ledger", command, id]).failed(2);
         }
-        cluster.client.run(&["ledger", "read", "1", "--from", id]).failed(2);
+        for command in ["read", "tail"] {
+            cluster.client.run(&["ledger", command, "1", "--from", id]).failed(2);
+        }
     }
     cluster.client.run(&["ledger", "read", "-1"]).failed(2);
     cluster.client.run(&["ledger", "write", "--chunk-bytes", "0"]).failed(2);

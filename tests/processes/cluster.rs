@@ -1,13 +1,15 @@
 //! A cluster of separate processes, and what a client does with one.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::process::{Outcome, Process, Signal};
+use crate::process::{Heard, Outcome, Process, Signal};
 
 /// One metastore and bookies, each a process, in a temporary directory.
 pub(crate) struct Cluster {
@@ -23,6 +25,8 @@ pub(crate) struct Daemon {
     home: PathBuf,
     args: Vec<String>,
     pub(crate) address: SocketAddr,
+    /// The id of a bookie.
+    id: Option<String>,
     pub(crate) process: Option<Process>,
 }
 
@@ -36,11 +40,31 @@ pub(crate) struct Client {
 pub(crate) struct Writer {
     process: Process,
     pub(crate) ledger: String,
-    confirmed: Option<u64>,
+    /// The last entry that it has told as confirmed, as far as that was waited for.
+    pub(crate) confirmed: Option<u64>,
 }
+
+/// What the metadata says of a run of entries.
+pub(crate) struct Fragment {
+    pub(crate) first_entry: u64,
+    /// The ensemble, as numbers of the cluster's bookies.
+    pub(crate) bookies: Vec<usize>,
+}
+
+/// The usual sizes of a ledger.
+pub(crate) const PLAIN: &[&str] = &["--ensemble", "3", "--write-quorum", "3", "--ack-quorum", "2"];
+
+/// The sizes of a ledger that is spread over more bookies than an entry has copies.
+pub(crate) const STRIPED: &[&str] =
+    &["--ensemble", "5", "--write-quorum", "3", "--ack-quorum", "2"];
 
 impl Cluster {
     pub(crate) fn start(bookies: usize) -> Self {
+        Self::start_in_racks(&vec![None; bookies])
+    }
+
+    /// Starts a bookie in each of these racks.
+    pub(crate) fn start_in_racks(racks: &[Option<&str>]) -> Self {
         let home = TempDir::new().unwrap();
         create_certs(home.path(), "certs");
         let metastore =
@@ -49,9 +73,16 @@ impl Cluster {
         let config = write_config(home.path(), "client.toml", metastore.address, "certs");
         let client = Client::new(home.path(), config);
         let mut cluster = Self { metastore, bookies: Vec::new(), client, home };
-        let starting: Vec<_> = (0..bookies).map(|n| cluster.spawn_bookie(n)).collect();
+        let starting = racks.iter().enumerate().map(|(n, rack)| cluster.spawn_bookie(n, *rack));
+        let starting: Vec<_> = starting.collect();
         cluster.bookies = starting.into_iter().map(Starting::ready).collect();
         cluster
+    }
+
+    /// Starts one more bookie and gives its number.
+    pub(crate) fn add_bookie(&mut self) -> usize {
+        self.bookies.push(self.spawn_bookie(self.bookies.len(), None).ready());
+        self.bookies.len() - 1
     }
 
     /// The directory that the daemons' directories and logs are in.
@@ -72,9 +103,53 @@ impl Cluster {
         self.bookies = starting.into_iter().map(Starting::ready).collect();
     }
 
-    fn spawn_bookie(&self, number: usize) -> Starting {
+    /// Starts the bookies that were killed.
+    pub(crate) fn restart_killed(&mut self) {
+        let killed = self.bookies.iter_mut().filter(|bookie| bookie.process.is_none());
+        killed.for_each(Daemon::restart);
+    }
+
+    /// What the metadata says of where a ledger's entries are.
+    pub(crate) fn fragments(&self, ledger: &str) -> Vec<Fragment> {
+        let shown = self.client.run(&["ledger", "show", ledger, "-o", "json"]).succeeded();
+        let shown: Value = serde_json::from_slice(&shown).unwrap();
+        let number = |id: &Value| {
+            let is_it = |bookie: &Daemon| bookie.id.as_deref() == id.as_str();
+            self.bookies.iter().position(is_it).unwrap_or_else(|| panic!("{id} is no bookie"))
+        };
+        let fragment = |fragment: &Value| Fragment {
+            first_entry: fragment["first_entry"].as_u64().unwrap(),
+            bookies: fragment["bookies"].as_array().unwrap().iter().map(number).collect(),
+        };
+        shown["fragments"].as_array().unwrap().iter().map(fragment).collect()
+    }
+
+    /// The bookies that a ledger's entries go to at present.
+    pub(crate) fn ensemble(&self, ledger: &str) -> Vec<usize> {
+        self.fragments(ledger).pop().expect("a ledger has a fragment").bookies
+    }
+
+    /// Panics unless these ledgers are read with these bytes whichever of the bookies that their
+    /// metadata names is away. All of them run before, and after.
+    pub(crate) fn assert_survive_any_loss(&mut self, ledgers: &[(String, Vec<u8>)]) {
+        let fragments = ledgers.iter().flat_map(|(ledger, _)| self.fragments(ledger));
+        let named: BTreeSet<usize> = fragments.flat_map(|fragment| fragment.bookies).collect();
+        for bookie in named {
+            self.bookies[bookie].kill();
+            let read = |(ledger, _): &(String, _)| self.client.start(&["ledger", "read", ledger]);
+            let reads: Vec<_> = ledgers.iter().map(read).collect();
+            for (read, (ledger, bytes)) in reads.into_iter().zip(ledgers) {
+                let is_equal = read.outcome().succeeded() == *bytes;
+                assert!(is_equal, "ledger {ledger} without bookie {bookie}: other bytes came back");
+            }
+            self.bookies[bookie].restart();
+        }
+    }
+
+    fn spawn_bookie(&self, number: usize, rack: Option<&str>) -> Starting {
         let (dir, metastore) = (format!("bookie-{number}"), self.metastore.address.to_string());
-        let args = ["bookie", "--dir", &dir, "--metastore", &metastore, "--certs", "certs"];
+        let mut args = vec!["bookie", "--dir", &dir, "--metastore", &metastore, "--certs", "certs"];
+        args.extend(rack.iter().flat_map(|rack| ["--rack", rack]));
         Daemon::spawn(self.home(), &args)
     }
 }
@@ -93,7 +168,9 @@ impl Starting {
             .split(|c: char| c.is_whitespace() || ",;()".contains(c))
             .find_map(|word| word.parse().ok())
             .unwrap_or_else(|| panic!("no address in `{line}`"));
-        Daemon { home: self.home, args: self.args, address, process: Some(self.process) }
+        // `ready bookie ADDRESS ID`
+        let id = line.split_whitespace().nth(3).map(str::to_owned);
+        Daemon { home: self.home, args: self.args, address, id, process: Some(self.process) }
     }
 }
 
@@ -107,6 +184,13 @@ impl Daemon {
         let process = run_daemon(home, args, listen);
         let args = args.iter().map(|&arg| arg.into()).collect();
         Starting { home: home.into(), args, process }
+    }
+
+    /// Panics unless these words name it.
+    pub(crate) fn assert_named_in(&self, words: &str) {
+        let id = self.id.as_deref().expect("a bookie has an id");
+        let is_named = words.contains(id) || words.contains(&self.address.to_string());
+        assert!(is_named, "bookie {id} at {} is not in: {words}", self.address);
     }
 
     pub(crate) fn running(&mut self) -> &mut Process {
@@ -207,6 +291,17 @@ impl Writer {
         }
     }
 
+    /// Waits until it has confirmed nothing for so long. It runs still.
+    pub(crate) fn wait_silent(&mut self, time: Duration) {
+        loop {
+            match self.process.hear(time) {
+                Heard::Line(line) => self.confirmed = Some(confirmed_in(&line, self.confirmed)),
+                Heard::Silence => return,
+                Heard::End => panic!("the writer ended after {:?}", self.confirmed),
+            }
+        }
+    }
+
     /// Waits until it ends by itself; gives how, and the last entry that it told as confirmed.
     pub(crate) fn outcome(self) -> (Outcome, Option<u64>) {
         Self::last_words(self.process.outcome(), self.confirmed)
@@ -271,4 +366,10 @@ pub(crate) fn assert_keeps(bytes: &[u8], confirmed: Option<u64>, last: u64) {
     assert!(bytes == lines(0..entries), "{entries} entries are not what was written first");
     assert_eq!(entries, last + 1, "what is read is not what was recovered");
     assert!(confirmed <= Some(last), "{confirmed:?} was confirmed, but the end is {last}");
+}
+
+/// Panics unless a writer ended because it was fenced, and said so.
+pub(crate) fn assert_fenced(outcome: Outcome) {
+    let words = outcome.failed(1);
+    assert!(words.contains("fenced"), "{words}");
 }

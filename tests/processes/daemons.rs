@@ -106,6 +106,7 @@ fn help_is_there_on_every_level() {
         "ledger",
         "ledger write",
         "ledger read",
+        "ledger tail",
         "ledger recover",
         "ledger show",
         "ledger list",

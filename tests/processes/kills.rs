@@ -1,7 +1,7 @@
 //! Writers and bookies that die, hang or are overtaken.
 
-use crate::cluster::{Client, Cluster, assert_keeps, last_entry, lines};
-use crate::process::{Outcome, Process, Signal};
+use crate::cluster::{Client, Cluster, assert_fenced, assert_keeps, last_entry, lines};
+use crate::process::{Process, Signal};
 
 /// More lines than a writer is through with when its first entries are confirmed.
 const MANY: u64 = 300_000;
@@ -123,25 +123,6 @@ fn one_bookie_of_three_may_hang() {
 }
 
 #[test]
-fn a_writer_without_a_quorum_gives_up_and_nothing_confirmed_is_lost() {
-    let mut cluster = Cluster::start(3);
-    let mut writer = cluster.client.writer(&[]);
-    writer.send(lines(0..1000));
-    writer.wait_confirmed(999);
-    cluster.bookies[0].kill();
-    cluster.bookies[2].kill();
-    writer.send(lines(1000..2000));
-    let ledger = writer.ledger.clone();
-    let (outcome, confirmed) = writer.outcome();
-    outcome.failed(1);
-
-    cluster.bookies[0].restart();
-    cluster.bookies[2].restart();
-    let end = cluster.client.recover(&ledger);
-    assert_keeps(&cluster.client.read(&ledger), confirmed, end);
-}
-
-#[test]
 fn a_paused_writer_confirms_nothing_beyond_the_end() {
     let cluster = Cluster::start(3);
     let mut writer = cluster.client.writer(&[]);
@@ -163,9 +144,4 @@ fn recover_three_times_at_once(client: &Client, ledger: &str) -> u64 {
     let [first, second, third] = recoveries.map(Process::outcome).map(last_entry);
     assert!(first == second && second == third, "{first}, {second}, {third}");
     first
-}
-
-fn assert_fenced(outcome: Outcome) {
-    let words = outcome.failed(1);
-    assert!(words.contains("fenced"), "{words}");
 }

@@ -2,19 +2,25 @@
 //! restarts its processes, and looks only at what they print, how they end and which bytes come
 //! back.
 //!
-//! `process` starts and ends processes, `cluster` puts a cluster of them together; a test's name
-//! says what it claims. Ports are chosen by the system, everything stays on loopback and in a
-//! temporary directory, and a wait ends with the event it waits for or fails at a deadline. When
-//! a test fails, the logs of its daemons are shown with it.
+//! `process` starts and ends processes, `cluster` puts a cluster of them together, `load` keeps it
+//! busy; a test's name says what it claims. Ports are chosen by the system, everything stays on
+//! loopback and in a temporary directory, and a wait ends with the event it waits for or fails at
+//! a deadline. When a test fails, the logs of its daemons are shown with it. With `INKFAST_LONG`
+//! set, outages last as long as real ones.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod bad_input;
 mod bench;
+mod changes;
 mod cluster;
 mod daemons;
 mod kills;
+mod load;
+mod outages;
 mod process;
+mod racks;
 mod restarts;
 mod strangers;
+mod tailing;
 mod writing;

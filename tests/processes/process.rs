@@ -33,6 +33,16 @@ pub(crate) struct Outcome {
     pub(crate) stderr: String,
 }
 
+/// What a process was heard to say.
+pub(crate) enum Heard {
+    /// A line with its newline.
+    Line(Vec<u8>),
+    /// Nothing for so long.
+    Silence,
+    /// Its output has ended.
+    End,
+}
+
 /// The signals that a process is sent other than SIGKILL.
 #[derive(Clone, Copy)]
 pub(crate) enum Signal {
@@ -130,11 +140,20 @@ impl Process {
         assert!(ended.is_none(), "{} ended with {ended:?}", self.name);
     }
 
+    /// Waits for its next line for no longer than this.
+    pub(crate) fn hear(&mut self, patience: Duration) -> Heard {
+        match self.lines.recv_timeout(patience) {
+            Ok(line) => Heard::Line(line),
+            Err(RecvTimeoutError::Disconnected) => Heard::End,
+            Err(RecvTimeoutError::Timeout) => Heard::Silence,
+        }
+    }
+
     fn next_line_until(&mut self, deadline: Instant) -> Option<Vec<u8>> {
-        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => Some(line),
-            Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("{} hangs", self.name),
+        match self.hear(deadline.saturating_duration_since(Instant::now())) {
+            Heard::Line(line) => Some(line),
+            Heard::End => None,
+            Heard::Silence => panic!("{} hangs", self.name),
         }
     }
 

@@ -104,7 +104,7 @@ fn a_deleted_ledger_is_gone() {
     let cluster = Cluster::start(3);
     let (deleted, kept) = (cluster.client.write(&[], "a\n"), cluster.client.write(&[], "b\n"));
     cluster.client.run(&["ledger", "delete", &deleted]).succeeded();
-    for command in ["read", "show", "recover", "delete"] {
+    for command in ["read", "tail", "show", "recover", "delete"] {
         cluster.client.run(&["ledger", command, &deleted]).failed(1);
     }
     let listed = String::from_utf8(cluster.client.run(&["ledger", "list"]).succeeded()).unwrap();

@@ -61,6 +61,10 @@ impl Ledgers {
         self.0.get(&id)
     }
 
+    pub(super) fn get_mut(&mut self, id: LedgerId) -> Option<&mut Ledger> {
+        self.0.get_mut(&id)
+    }
+
     /// Returns a ledger, which is new if nothing is known of it.
     pub(super) fn entry(&mut self, id: LedgerId) -> &mut Ledger {
         self.0.entry(id).or_insert_with(|| Ledger {

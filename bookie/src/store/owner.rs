@@ -1,6 +1,6 @@
 //! The task that owns the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use inkfast_protocol::gate::{Action, Adder, Answer, Record, Stored, Ticket};
@@ -8,7 +8,8 @@ use inkfast_protocol::{Entry, EntryId, LedgerId, Refusal, Tenure};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::ledgers::Ledgers;
-use super::{Add, Command, Outcome, State};
+use super::tips::Tips;
+use super::{Add, Batch, Command, Outcome, State};
 use crate::log::{Append, Appender, Completions, Durable, Failed, Place, Reader};
 use crate::record;
 
@@ -22,6 +23,7 @@ pub(super) struct Owner {
     /// Who waits for the answers of the gates.
     replies: BTreeMap<Ticket, Reply>,
     next_ticket: Ticket,
+    tips: Tips,
     standing: Standing,
     /// Tells whether writers are refused.
     read_only: watch::Sender<bool>,
@@ -63,6 +65,7 @@ impl Owner {
             reader,
             replies: BTreeMap::new(),
             next_ticket: 0,
+            tips: Tips::default(),
             standing: if damaged { Standing::Damaged } else { Standing::Sound },
         }
     }
@@ -108,12 +111,17 @@ impl Owner {
 
     async fn on_command(&mut self, command: Command) {
         match command {
-            Command::Add { ledger, adder, adds, outcomes, room } => {
+            Command::Add { ledger, adder, batch, outcomes, room } => {
+                let Batch { adds, confirmed } = batch;
                 for Add { entry, sequence, tenure } in adds {
                     let (outcomes, room) = (outcomes.clone(), Arc::clone(&room));
                     let reply = Reply::Add { entry: entry.id(), sequence, tenure, outcomes, room };
                     self.add(ledger, &adder, entry, reply).await;
                 }
+                if let (Some(confirmed), Some(ledger)) = (confirmed, self.ledgers.get_mut(ledger)) {
+                    ledger.gate.on_confirmed(&adder, confirmed);
+                }
+                self.tips.tell(ledger, &self.ledgers);
             }
             Command::Fence { ledger, fenced } => {
                 let reply = Reply::Fence(fenced);
@@ -141,6 +149,9 @@ impl Owner {
                     known.and_then(|known| known.get(&entry)).copied().ok_or_else(|| self.missing())
                 };
                 let _ = places.send(entries.into_iter().map(locate).collect());
+            }
+            Command::Follow { ledger, tip } => {
+                let _ = tip.send(self.tips.follow(ledger, &self.ledgers));
             }
         }
     }
@@ -176,7 +187,11 @@ impl Owner {
     }
 
     fn on_durable(&mut self, batch: Vec<Durable<Token>>) {
+        let mut moved = BTreeSet::new();
         for Durable { token: (id, record), place } in batch {
+            if !self.tips.is_empty() {
+                moved.insert(id);
+            }
             let ledger = self.ledgers.entry(id);
             if let Record::Entry(entry) = &record {
                 ledger.entries.insert(entry.id(), place);
@@ -184,6 +199,7 @@ impl Owner {
             ledger.gate.on_durable(&record);
             self.act(id);
         }
+        moved.into_iter().for_each(|id| self.tips.tell(id, &self.ledgers));
     }
 
     fn on_log_failed(&mut self, failed: &Failed) {

@@ -41,7 +41,8 @@ impl World {
     async fn start_add(&self, by: &Arc<Adder>, entry: &Entry) -> Receiver<Outcome> {
         let (outcomes, happened) = mpsc::channel(OUTCOMES_MAX);
         let add = Add { entry: entry.clone(), sequence: 0, tenure: Tenure(0) };
-        self.store.add(entry.header().ledger, by, vec![add], &outcomes).await.unwrap();
+        let batch = Batch { adds: vec![add], confirmed: None };
+        self.store.add(entry.header().ledger, by, batch, &outcomes).await.unwrap();
         happened
     }
 
@@ -186,4 +187,34 @@ async fn a_damaged_log_calls_nothing_absent_and_lets_no_writer_in() {
     assert!(matches!(refused, Err(Refusal::ReadOnly(_))), "{refused:?}");
     assert_eq!(world.add(&recovery(), &entry(7, 1, "payload")).await, Ok(()));
     assert_eq!(world.read(7, 1).await, Ok(entry(7, 1, "payload")));
+}
+
+#[tokio::test]
+async fn a_tip_tells_what_is_confirmed_and_what_is_durable() {
+    let world = World::new().await;
+    let mut tip = world.store.follow(ledger(7)).await.unwrap();
+    assert!(*tip.borrow_and_update() == Tip::default());
+    for id in 0..3 {
+        world.add(&writer(1), &entry(7, id, "payload")).await.unwrap();
+        // Of another ledger, and of no concern here.
+        world.add(&writer(1), &entry(8, id + 9, "payload")).await.unwrap();
+    }
+    let now = *tip.borrow_and_update();
+    assert_eq!((now.confirmed, now.durable), (Some(EntryId::new(1)), Some(EntryId::new(2))));
+
+    let (outcomes, _happened) = mpsc::channel(OUTCOMES_MAX);
+    let says = |confirmed| Batch { confirmed: Some(EntryId::new(confirmed)), ..Batch::default() };
+    world.store.add(ledger(7), &writer(2), says(9), &outcomes).await.unwrap();
+    world.store.add(ledger(7), &writer(1), says(2), &outcomes).await.unwrap();
+    tip.changed().await.unwrap();
+    let now = *tip.borrow_and_update();
+    assert_eq!((now.confirmed, now.durable), (Some(EntryId::new(2)), Some(EntryId::new(2))));
+    assert!(*world.store.follow(ledger(7)).await.unwrap().borrow() == now);
+
+    // It is of no use to say so twice.
+    world.store.add(ledger(7), &writer(1), says(2), &outcomes).await.unwrap();
+    world.store.state(ledger(7)).await.unwrap();
+    assert!(!tip.has_changed().unwrap());
+    drop(world);
+    assert!(tip.changed().await.is_err());
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use inkfast::{Client, CreateOptions, LedgerWriter, PAYLOAD_BYTES_MAX};
+use inkfast::{Client, LedgerWriter, PAYLOAD_BYTES_MAX};
 use serde::Serialize;
 
 use crate::cluster::{BOOKIES_DEFAULT, Cluster};
@@ -20,6 +20,7 @@ use crate::{Failure, config};
 mod append;
 mod pace;
 mod read;
+mod tail;
 
 /// The longest latency that is told from longer ones.
 const LATENCY_US_MAX: u64 = 60_000_000;
@@ -32,6 +33,9 @@ pub(crate) enum Bench {
     Append(Load),
     /// Reads entries, one at a time, of ledgers that it writes first
     Read(Load),
+    /// Appends entries, 1000 a second unless one says otherwise, and follows the ledgers; the
+    /// latency is from the confirmation to the delivery
+    Tail(Load),
 }
 
 /// What to load the cluster with.
@@ -61,7 +65,7 @@ pub(crate) struct Load {
 
 impl Bench {
     pub(crate) async fn run(self, file: Option<&Path>) -> Result<(), Failure> {
-        let (Self::Append(load) | Self::Read(load)) = &self;
+        let (Self::Append(load) | Self::Read(load) | Self::Tail(load)) = &self;
         load.check()?;
         let measured = match config::client(file)? {
             Some(config) => self.measure(&Client::connect(config).await?).await?,
@@ -78,17 +82,16 @@ impl Bench {
 
     /// Loads the cluster over new ledgers, which are deleted again.
     async fn measure(&self, client: &Client) -> Result<Measured, Failure> {
-        let (Self::Append(load) | Self::Read(load)) = self;
+        let (Self::Append(load) | Self::Read(load) | Self::Tail(load)) = self;
         let mut writers = Vec::new();
         for _ in 0..load.ledgers {
-            let replication = load.spread.replication()?;
-            let options = CreateOptions { replication, ..CreateOptions::default() };
-            writers.push(client.create_ledger(options).await?);
+            writers.push(client.create_ledger(load.spread.options()?).await?);
         }
         let ledgers: Vec<_> = writers.iter().map(LedgerWriter::id).collect();
         let measured = match self {
             Self::Append(load) => append::measure(load, writers).await,
             Self::Read(load) => read::measure(load, client, writers).await,
+            Self::Tail(load) => tail::measure(load, client, writers).await,
         };
         for ledger in ledgers {
             client.delete_ledger(ledger).await?;
@@ -133,7 +136,11 @@ fn histogram() -> Histogram<u64> {
 
 /// Notes an operation that was due, or begun, at `since` and has just ended.
 fn note(latencies_us: &mut Histogram<u64>, since: Instant) {
-    let latency_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+    record(latencies_us, since.elapsed());
+}
+
+fn record(latencies_us: &mut Histogram<u64>, latency: Duration) {
+    let latency_us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
     latencies_us.saturating_record(latency_us);
 }
 

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use futures::future::{select, select_all, try_join_all};
+use futures::future::{FutureExt, select_all, try_join_all};
 use inkfast::Client;
 use inkfast_bookie::Bookie;
 use inkfast_metastore_server::MetastoreServer;
@@ -32,10 +32,16 @@ const LISTEN_ANYWHERE: &str = "127.0.0.1:0";
 /// its temporary directory, until the runtime ends.
 pub struct Cluster {
     metastore: MetastoreServer,
-    bookies: Vec<Bookie>,
+    bookies: Vec<Slot>,
     dir: PathBuf,
     /// The directory, if it is to vanish with the cluster. The last field: it outlives the daemons.
     _temporary: Option<TempDir>,
+}
+
+/// A bookie, or where there is one to start.
+struct Slot {
+    config: inkfast_bookie::Config,
+    bookie: Option<Bookie>,
 }
 
 /// Where the daemons listen, from their first start on.
@@ -73,9 +79,13 @@ impl Cluster {
 
     /// Connects a client. Each call makes another one, with connections of its own.
     pub async fn client(&self) -> Result<Client, Error> {
+        Ok(Client::connect(self.client_config()?).await?)
+    }
+
+    /// Returns what a client of the cluster has to know.
+    pub fn client_config(&self) -> Result<inkfast::Config, Error> {
         let identity = Identity::load(&self.dir, Role::Client, None)?;
-        let metastore = vec![self.metastore_address().to_string()];
-        Ok(Client::connect(inkfast::Config::new(metastore, identity)).await?)
+        Ok(inkfast::Config::new(vec![self.metastore_address().to_string()], identity))
     }
 
     /// Returns the directory.
@@ -93,22 +103,38 @@ impl Cluster {
         self.metastore.address()
     }
 
-    /// Returns the bookies.
-    pub fn bookies(&self) -> &[Bookie] {
-        &self.bookies
+    /// Returns the bookies that run.
+    pub fn bookies(&self) -> impl Iterator<Item = &Bookie> {
+        self.bookies.iter().filter_map(|slot| slot.bookie.as_ref())
+    }
+
+    /// Stops a bookie, counted from 0, if it runs. Its directory and its address stay its own.
+    pub async fn stop_bookie(&mut self, number: usize) {
+        if let Some(bookie) = self.bookies[number].bookie.take() {
+            bookie.stop().await;
+        }
+    }
+
+    /// Starts a bookie that was stopped.
+    pub async fn start_bookie(&mut self, number: usize) -> Result<(), Error> {
+        let slot = &mut self.bookies[number];
+        if slot.bookie.is_none() {
+            slot.bookie = Some(Bookie::start(slot.config.clone()).await?);
+        }
+        Ok(())
     }
 
     /// Waits until a daemon cannot go on, and says why.
     pub async fn failed(&mut self) -> Error {
-        let metastore = async { Error::Metastore(self.metastore.failed().await) };
-        let bookies = self.bookies.iter_mut().map(|bookie| Box::pin(bookie.failed()));
-        let bookies = async { Error::Bookie(select_all(bookies).await.0) };
-        select(Box::pin(metastore), Box::pin(bookies)).await.factor_first().0
+        let metastore = async { Error::Metastore(self.metastore.failed().await) }.boxed();
+        let bookies = self.bookies.iter_mut().filter_map(|slot| slot.bookie.as_mut());
+        let bookies = bookies.map(|bookie| bookie.failed().map(Error::Bookie).boxed());
+        select_all(bookies.chain([metastore])).await.0
     }
 
     /// Stops all daemons, the metastore last.
     pub async fn stop(self) {
-        for bookie in self.bookies {
+        for bookie in self.bookies.into_iter().filter_map(|slot| slot.bookie) {
             bookie.stop().await;
         }
         self.metastore.stop().await;
@@ -136,8 +162,8 @@ impl Cluster {
         };
         let metastore = MetastoreServer::start(metastore).await?;
         let identity = Identity::load(&dir, Role::Bookie, None)?;
-        let starting = listen.into_iter().enumerate().map(|(index, listen)| {
-            Bookie::start(inkfast_bookie::Config {
+        let starting = listen.into_iter().enumerate().map(async |(index, listen)| {
+            let mut config = inkfast_bookie::Config {
                 dir: dir.join(format!("bookie-{}", index + 1)),
                 listen,
                 advertise: Vec::new(),
@@ -145,7 +171,10 @@ impl Cluster {
                 identity: identity.clone(),
                 rack: None,
                 net: Net::Os,
-            })
+            };
+            let bookie = Bookie::start(config.clone()).await?;
+            config.listen = bookie.address().to_string();
+            Ok::<_, Error>(Slot { config, bookie: Some(bookie) })
         });
         let bookies = try_join_all(starting).await?;
 
@@ -156,7 +185,7 @@ impl Cluster {
 
     fn write_files(&self) -> Result<(), Error> {
         let metastore = self.metastore_address();
-        let bookies = self.bookies.iter().map(Bookie::address).collect();
+        let bookies = self.bookies().map(Bookie::address).collect();
         write(&self.dir.join(ADDRESSES_FILE), &Addresses { metastore, bookies })?;
         write(&self.client_file(), &ClientFile { metastore: [metastore], certs: &self.dir })
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use inkfast::Replication;
+use inkfast::{CreateOptions, Replication};
 
 use crate::{Failure, bench, config};
 
@@ -94,11 +94,23 @@ pub(crate) struct Spread {
     /// How many of these must have an entry on disk before it is confirmed
     #[arg(long, value_name = "QA", default_value_t = Replication::DEFAULT.ack_quorum())]
     ack_quorum: usize,
+    /// Fails if not every entry can go to bookies of two racks, which is only preferred otherwise
+    #[arg(long)]
+    strict_racks: bool,
 }
 
 impl Spread {
     /// Checks how the numbers relate.
     pub(crate) fn replication(&self) -> Result<Replication, Failure> {
         Replication::new(self.ensemble, self.write_quorum, self.ack_quorum).map_err(Failure::Usage)
+    }
+
+    /// Returns the options of a new ledger.
+    pub(crate) fn options(&self) -> Result<CreateOptions, Failure> {
+        Ok(CreateOptions {
+            replication: self.replication()?,
+            strict_racks: self.strict_racks,
+            ..CreateOptions::default()
+        })
     }
 }

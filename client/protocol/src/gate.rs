@@ -98,7 +98,7 @@ pub enum Answer {
     Added,
     /// The fence is on disk, and so is every add that was let in before it.
     Fenced {
-        /// The highest last add confirmed in the entries on disk.
+        /// The highest last add confirmed that the bookie knows.
         last_add_confirmed: Option<EntryId>,
     },
     /// It is not done.
@@ -159,13 +159,25 @@ impl Gate {
         }
     }
 
+    /// Takes the writer's word that an entry, and with it every lower one, is confirmed.
+    ///
+    /// It counts until the bookie stops: only what stands in entries is kept. Nobody else is
+    /// believed, and the writer neither before its first add nor once the ledger is fenced.
+    pub fn on_confirmed(&mut self, adder: &Adder, confirmed: EntryId) {
+        if let Adder::Writer { id, .. } = adder
+            && self.writer == Some(*id)
+            && self.fence == FenceMark::Open
+            && confirmed <= EntryId::MAX
+        {
+            self.last_add_confirmed = self.last_add_confirmed.max(Some(confirmed));
+        }
+    }
+
     /// Notes that a record is on disk, and can be read.
     pub fn on_durable(&mut self, record: &Record) {
         match record {
             Record::Writer { .. } => {}
             Record::Entry(entry) => {
-                let confirmed = entry.header().last_add_confirmed;
-                self.last_add_confirmed = self.last_add_confirmed.max(confirmed);
                 for ticket in self.in_flight.remove(&entry.id()).into_iter().flat_map(|f| f.waiting)
                 {
                     self.actions.push_back(Action::Answer(ticket, Answer::Added));
@@ -201,7 +213,8 @@ impl Gate {
         self.actions.pop_front()
     }
 
-    /// Returns the highest last add confirmed in the entries on disk.
+    /// Returns the highest last add confirmed that the writer has told: in an add that was let
+    /// in, or by itself.
     pub const fn last_add_confirmed(&self) -> Option<EntryId> {
         self.last_add_confirmed
     }
@@ -218,6 +231,9 @@ impl Gate {
             let record = Record::Writer { id: *id, fragment: fragment.clone() };
             self.actions.push_back(Action::Write(record));
         }
+        // It is about entries that an ack quorum has on disk, whatever becomes of this one.
+        let confirmed = entry.header().last_add_confirmed;
+        self.last_add_confirmed = self.last_add_confirmed.max(confirmed);
         let in_flight = InFlight { entry: entry.clone(), waiting: vec![ticket] };
         self.in_flight.insert(entry.id(), in_flight);
         self.actions.push_back(Action::Write(Record::Entry(entry)));

@@ -5,8 +5,8 @@
 //! writer. An entry that was acknowledged to the writer is in the ledger forever, with the same
 //! bytes, for every reader; once a ledger is closed its end never changes. There is no leader
 //! among the *bookies* that store the entries and no consensus on the path of an append: a
-//! versioned compare-and-set (CAS) on the ledger's metadata decides who may end it, and that is
-//! needed only when a ledger is created, taken over or closed.
+//! versioned compare-and-set (CAS) on the ledger's metadata decides who may end it and who holds
+//! it, and that is needed only when a ledger is created, taken over or closed, or a bookie fails.
 //!
 //! # Words
 //! | word | meaning |
@@ -25,6 +25,18 @@
 //! A bookie's [`gate`] lets it in, the bookie puts it on disk, and answers. The writer confirms
 //! strictly in order. When one append has failed it can only close: an entry id is never used
 //! for other bytes.
+//!
+//! # Ensemble change
+//! A bookie that fails, hangs or refuses is replaced at its place, from the first entry on that is
+//! not confirmed: that is a new fragment, and a CAS makes it so. Until the CAS is known to have
+//! won, either ensemble may be the one that others find. So an entry counts only on places that are
+//! the same in both: what the replaced bookie has acknowledged is taken back, and its replacement
+//! is sent nothing. When the CAS has won, a new tenure begins at the place, which tells its answers
+//! from older ones, and the replacement is sent all that is not confirmed. A CAS without an answer
+//! settles nothing: it is asked again until a newer version, or one that won, shows what happened.
+//! A bookie that comes back to its own place needs no CAS, since the metadata names it all the
+//! time. Where there is no replacement the writer goes on while an ack quorum answers, and waits
+//! below that.
 //!
 //! # One writer
 //! The writer's UUID goes with its adds, and a bookie takes the adds of a ledger from the first
@@ -52,16 +64,19 @@
 //! The [`reader`] asks one bookie of an entry's write set, and the next when that one refuses. It
 //! reads only what is known to be confirmed. Every copy is verified where it arrives.
 //!
+//! The [`tail`] follows a ledger that is written: bookies push to it what is confirmed, and how far
+//! that is.
+//!
 //! # How the machines work
-//! `Writer`, `Reader`, `Recovery` and the bookie's `Gate` have one shape: inputs are `on_*`, and
-//! outputs are taken from `next_action` until there is none. They are plain values: `Clone`,
+//! `Writer`, `Reader`, `Tail`, `Recovery` and the bookie's `Gate` have one shape: inputs are `on_*`,
+//! and outputs are taken from `next_action` until there is none. They are plain values: `Clone`,
 //! `Eq`, `Hash`, with ordered maps, so that a model checker can drive the code that ships. Every
 //! rule that counts bookies is a method of [`Replication`].
 //!
 //! # Not here
 //! No sockets, files, clocks, randomness, threads, logs or metrics: whoever drives a machine
-//! brings them. No ensemble change yet: a place whose bookie fails stays empty, and the writer
-//! goes on while every write set has Qa bookies left.
+//! brings them. Nothing fills the copies that a failed bookie has missed: an entry that was
+//! confirmed on Qa bookies before the change stays on those.
 
 pub use entry::{
     ENTRY_BYTES_MAX, ENTRY_HEADER_BYTES, Entry, EntryError, EntryHeader, PAYLOAD_BYTES_MAX,
@@ -79,4 +94,5 @@ pub mod metadata;
 mod quorum;
 pub mod reader;
 pub mod recovery;
+pub mod tail;
 pub mod writer;

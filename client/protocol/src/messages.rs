@@ -28,8 +28,10 @@
 //! A stream of pushes is opened with 10; then 11 may follow at any time. The bookie pushes the
 //! entries of the tail's lane in ascending order, each once it is on disk there and known to be
 //! confirmed, and 9 whenever the last add confirmed that it knows has moved; 9 comes before any
-//! entry that it confirms. For an entry of the lane that it ought to have by now, and does not
-//! have or cannot read, it pushes 12 and goes on. It pushes an entry or 12 only while some of the
+//! entry that it confirms. Of a tail with an end the client says that all of it is confirmed: its
+//! last entries may be known to be so to the metastore alone. For an entry of the lane that it
+//! ought to have by now (if the tail has no end, one below the highest that is on disk there) and
+//! does not have or cannot read, the bookie pushes 12 and goes on. It pushes an entry or 12 only while some of the
 //! credit is left, each costing the bytes of its body, so that the last one may overdraw it; 9
 //! costs nothing. It finishes the stream after the lane's last entry, if the tail has an end.
 
@@ -176,8 +178,7 @@ impl Fence {
 /// A ledger's state on a bookie.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
 pub struct LedgerState {
-    /// The highest last add confirmed in the entries that the bookie has on disk, each of which
-    /// it has verified when it came.
+    /// The highest last add confirmed that the writer has told the bookie, in an add or by itself.
     #[prost(uint64, optional, tag = "1")]
     pub last_add_confirmed: Option<u64>,
     /// Whether the ledger is fenced here, on disk.
@@ -195,10 +196,11 @@ pub struct Tail {
     /// The first entry that may be pushed.
     #[prost(uint64, tag = "2")]
     pub from: u64,
-    /// The last entry to be pushed; without it there is no end.
+    /// The last entry to be pushed, up to which the client knows all to be confirmed; without it
+    /// there is no end.
     #[prost(uint64, optional, tag = "3")]
     pub to: Option<u64>,
-    /// How many lanes the ledger is cut into: 1 to [`ENSEMBLE_MAX`](crate::ENSEMBLE_MAX).
+    /// How many lanes the ledger is cut into: 1 to [`ENSEMBLE_MAX`].
     #[prost(uint32, tag = "4")]
     pub lanes: u32,
     /// Which lane, below `lanes`.

@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 
 use crate::writer::{CasOutcome, list};
 use crate::{
-    BookieId, Entry, EntryId, Fragment, LedgerMetadata, MetadataVersion, Places, Refusal, State,
-    Tenure,
+    BookieId, Entry, EntryId, Fragment, LedgerMetadata, MetadataVersion, Places, Refusal,
+    Replication, State, Tenure,
 };
 
 use reading::Reading;
@@ -316,6 +316,11 @@ impl Recovery {
             Phase::Reading(reading) => reading.writing.ensemble(),
             _ => &self.metadata.last_fragment().ensemble,
         }
+    }
+
+    /// Returns how the ledger's entries are spread.
+    pub const fn replication(&self) -> Replication {
+        self.metadata.replication
     }
 
     /// Returns the places that have failed and are needed for what is being written back.

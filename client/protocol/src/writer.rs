@@ -38,6 +38,8 @@ pub struct Writer {
     change: Option<Change>,
     /// Bookies are being sought for the places that have failed.
     choosing: bool,
+    /// Why the ensemble cannot be changed any more: the metadata is full.
+    full: Option<String>,
     /// The bookies that will never take entries of this ledger.
     refused: BTreeSet<BookieId>,
     /// What the metastore was asked and has not answered.
@@ -103,6 +105,7 @@ impl Writer {
             phase: Phase::Writing,
             change: None,
             choosing: false,
+            full: None,
             refused: BTreeSet::new(),
             asked: None,
             doubt: false,
@@ -172,8 +175,8 @@ impl Writer {
         self.places[place].standing = Standing::Failed(refusal);
         // A bookie in limbo says "fenced" too, and one that cannot be reached may have been fenced:
         // only the metadata knows.
-        let live = self.lacking().complement();
-        self.doubt |= said_fenced || !self.metadata.replication.is_writable_on(live);
+        let live = (0..self.places.len()).filter(|&p| self.places[p].standing == Standing::Live);
+        self.doubt |= said_fenced || !self.metadata.replication.is_writable_on(live.collect());
         self.go_on();
     }
 
@@ -191,12 +194,13 @@ impl Writer {
     }
 
     /// Notes that nothing was confirmed for as long as appends are to wait. They fail, unless the
-    /// metadata tells that the ledger was taken over, or a confirmation comes first.
+    /// metadata tells that the ledger was taken over, or a confirmation comes first; told so again,
+    /// the writer does not wait for the metadata.
     pub fn on_overdue(&mut self) {
         if self.phase != Phase::Writing || self.pending.is_empty() {
             return;
         }
-        if self.metastore_away {
+        if self.metastore_away || self.overdue {
             return self.give_up();
         }
         (self.overdue, self.doubt) = (true, true);
@@ -277,18 +281,19 @@ impl Writer {
         self.go_on();
     }
 
-    /// Notes that what was to be put into the metastore can never be, and why. It was not sent.
-    pub fn on_cas_impossible(&mut self, why: String) {
-        let Some(question @ (Question::Change | Question::Close)) = self.asked else { return };
+    /// Notes that what the metastore was asked can never be done, and why. Without a change of the
+    /// ensemble the writer goes on as far as the bookies allow.
+    pub fn on_impossible(&mut self, why: String) {
+        let Some(question) = self.asked else { return };
         self.answered(question);
-        self.change = None;
-        match self.phase {
-            Phase::Writing => self.fail(WriteError::NotStored(why)),
-            Phase::Closing if question == Question::Close => {
+        match (&self.phase, question) {
+            (Phase::Writing, Question::Read) => self.fail(WriteError::NotStored(why)),
+            (Phase::Closing, Question::Read | Question::Close) => {
                 self.not_closed(WriteError::NotStored(why));
             }
-            Phase::Closing | Phase::Failed(_) | Phase::Closed => self.go_on(),
+            _ => (self.change, self.full, self.choosing) = (None, Some(why), false),
         }
+        self.go_on();
     }
 
     /// Returns the next thing to be done.
@@ -390,9 +395,10 @@ impl Writer {
             Some((*bookie, refusal.clone()))
         });
         let failed = failed.collect();
-        self.fail(match self.change {
-            Some(_) => WriteError::NotReplaced(failed),
-            None => WriteError::NotEnoughBookies(failed),
+        self.fail(match (&self.change, &self.full) {
+            (Some(_), _) => WriteError::NotReplaced(failed),
+            (None, Some(why)) => WriteError::NotStored(why.clone()),
+            (None, None) => WriteError::NotEnoughBookies(failed),
         });
     }
 

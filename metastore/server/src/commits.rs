@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use inkfast_metastore::Error;
 use inkfast_metastore::leases::Leases;
 use inkfast_metastore::rows::StateError;
-use inkfast_metastore::state::{Answer, Command, Operation, apply};
+use inkfast_metastore::state::{Answer, Command, Operation, apply, revision};
+use inkfast_metastore::watches::Watches;
+use inkfast_metastore::{Change, Error, Version};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -39,10 +40,11 @@ impl Commits {
     pub(crate) fn start(
         store: Store,
         leases: Arc<Mutex<Leases>>,
+        watches: Watches,
         failure: watch::Sender<Option<StateError>>,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let (queue, queued) = mpsc::channel(QUEUED_MAX);
-        let task = tokio::spawn(commit_all(store, leases, queued, failure));
+        let task = tokio::spawn(commit_all(Target { store, leases, watches }, queued, failure));
         (Self { queue, room: Arc::new(Semaphore::new(QUEUED_BYTES_MAX)) }, task)
     }
 
@@ -63,15 +65,28 @@ impl Commits {
     }
 }
 
-async fn commit_all(
+/// Where commands take effect.
+struct Target {
     store: Store,
     leases: Arc<Mutex<Leases>>,
+    watches: Watches,
+}
+
+/// What a batch of commands has done.
+struct Applied {
+    outcomes: Vec<Outcome>,
+    changes: Vec<Change>,
+    revision: Version,
+}
+
+async fn commit_all(
+    target: Target,
     mut queue: mpsc::Receiver<Queued>,
     failure: watch::Sender<Option<StateError>>,
 ) {
     let mut batch = Vec::new();
     while queue.recv_many(&mut batch, QUEUED_MAX).await > 0 {
-        if let Err(error) = commit(&store, &leases, std::mem::take(&mut batch)).await {
+        if let Err(error) = commit(&target, std::mem::take(&mut batch)).await {
             tracing::error!(%error, "nothing more is written");
             failure.send_replace(Some(error));
             break;
@@ -84,22 +99,19 @@ async fn commit_all(
     }
 }
 
-/// Commits a batch, and answers it after that.
-async fn commit(
-    store: &Store,
-    leases: &Arc<Mutex<Leases>>,
-    batch: Vec<Queued>,
-) -> Result<(), StateError> {
+/// Commits a batch, and tells of it after that: the watches, then those who asked.
+async fn commit(target: &Target, batch: Vec<Queued>) -> Result<(), StateError> {
     let mut commands = Vec::with_capacity(batch.len());
     let mut waiting = Vec::with_capacity(batch.len());
     for Queued { command, answer, _room } in batch {
         commands.push(command);
         waiting.push((answer, _room));
     }
-    let (leases, now) = (leases.clone(), Instant::now());
-    let applied = store.write(move |rows| apply_all(rows, commands, &leases, now)).await;
+    let (leases, now) = (target.leases.clone(), Instant::now());
+    let applied = target.store.write(move |rows| apply_all(rows, commands, &leases, now)).await;
     match applied {
-        Ok(outcomes) => {
+        Ok(Applied { outcomes, changes, revision }) => {
+            target.watches.publish(changes, revision);
             for ((answer, _), outcome) in waiting.into_iter().zip(outcomes) {
                 // Whoever asked may be gone.
                 let _ = answer.send(outcome);
@@ -121,24 +133,25 @@ fn apply_all(
     commands: Vec<Command>,
     leases: &Mutex<Leases>,
     now: Instant,
-) -> Result<Vec<Outcome>, StateError> {
+) -> Result<Applied, StateError> {
+    let mut changes = Vec::new();
     let mut outcomes = Vec::with_capacity(commands.len());
-    let mut changed = Vec::new();
+    let mut renewed = Vec::new();
     for command in commands {
         if let Operation::EndLease(lease) = command.operation {
-            changed.push(lease);
+            renewed.push(lease);
         }
-        let outcome = apply(rows, command)?;
+        let outcome = apply(rows, command, &mut changes)?;
         if let Ok(Answer::Granted(lease)) = outcome {
-            changed.push(lease);
+            renewed.push(lease);
         }
         outcomes.push(outcome);
     }
     let mut leases = leases.lock().unwrap_or_else(PoisonError::into_inner);
-    for lease in changed {
+    for lease in renewed {
         leases.follow(rows, lease, now)?;
     }
-    Ok(outcomes)
+    Ok(Applied { outcomes, changes, revision: revision(rows)? })
 }
 
 #[cfg(test)]

@@ -20,6 +20,12 @@
 //! known in memory only. After a restart every lease has its whole TTL, and the holder time to
 //! be heard. When one has run out, the daemon queues the command that ends it, like any other.
 //!
+//! *Watches.* What a commit changed is handed to the watches once it is on disk, before anybody is
+//! answered, and remembered in memory for a while. A watch is a stream on which its caller asks for
+//! the next changes again and again, so what nobody takes stays where it is, for all watches once.
+//! Nothing from before a start is remembered: a watch that has seen all until then goes on, another
+//! is told that it cannot.
+//!
 //! *An error of the disk* ends all writing: what could not be synced is not tried again. The daemon
 //! refuses changes from then on and says so through [`MetastoreServer::failed`]; what was answered
 //! is on disk, and a restart finds it.
@@ -36,6 +42,7 @@ use std::time::Duration;
 use inkfast_metastore::leases::Leases;
 use inkfast_metastore::rows::StateError;
 use inkfast_metastore::state;
+use inkfast_metastore::watches::Watches;
 use inkfast_wire::{Endpoint, Identity, Net, Role, Server, serve};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -116,8 +123,10 @@ impl MetastoreServer {
         let address = endpoint.local_addr()?;
         let leases = Arc::new(Mutex::new(all_leases(&store).await?));
         let (failed, failure) = watch::channel(None);
-        let (commits, committing) = Commits::start(store.clone(), leases.clone(), failed);
-        let front = Front::new(store.clone(), commits, leases);
+        let watches = Watches::new(store.read(state::revision).await?);
+        let (commits, committing) =
+            Commits::start(store.clone(), leases.clone(), watches.clone(), failed);
+        let front = Front::new(store.clone(), commits, leases, watches);
         let mut serving = JoinSet::new();
         serving.spawn(front.clone().expire_leases());
         serving.spawn(serve(endpoint.clone(), front));

@@ -3,14 +3,15 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use inkfast_metastore::Error;
 use inkfast_metastore::leases::Leases;
 use inkfast_metastore::limits::{check_key, check_operation, check_scan};
 use inkfast_metastore::messages::{Request, answer_frame, decode_request};
-use inkfast_metastore::state::{self, Answer, Command, Operation};
-use inkfast_wire::{Frame, Peer, Service, Stream};
+use inkfast_metastore::state::{self, Answer, Command, Operation, Told};
+use inkfast_metastore::watches::{PROGRESS_INTERVAL, Watcher, Watches};
+use inkfast_metastore::{Error, Version};
+use inkfast_wire::{Error as WireError, Peer, Service, Stream};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use uuid::Uuid;
 
 use crate::commits::{Commits, Outcome};
@@ -27,6 +28,7 @@ pub(crate) struct Front {
     store: Store,
     commits: Commits,
     leases: Arc<Mutex<Leases>>,
+    watches: Watches,
     reads: Arc<Semaphore>,
     clock: Clock,
 }
@@ -39,10 +41,16 @@ struct Clock {
 }
 
 impl Front {
-    pub(crate) fn new(store: Store, commits: Commits, leases: Arc<Mutex<Leases>>) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        commits: Commits,
+        leases: Arc<Mutex<Leases>>,
+        watches: Watches,
+    ) -> Self {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let clock = Clock { started: Instant::now(), started_ms: since_1970.as_millis() };
-        Self { store, commits, leases, reads: Arc::new(Semaphore::new(READS_MAX)), clock }
+        let reads = Arc::new(Semaphore::new(READS_MAX));
+        Self { store, commits, leases, watches, reads, clock }
     }
 
     /// Ends leases that run out, as long as it is not dropped.
@@ -62,8 +70,8 @@ impl Front {
         }
     }
 
-    async fn answer(&self, frame: &Frame) -> Outcome {
-        match decode_request(frame)? {
+    async fn answer(&self, request: Result<Request, Error>, bytes: usize) -> Outcome {
+        match request? {
             Request::Get { key } => {
                 check_key(&key)?;
                 let _permit = self.reads.acquire().await;
@@ -82,10 +90,13 @@ impl Front {
                 }
                 Err(Error::LeaseNotFound)
             }
+            Request::Watch { .. } | Request::More => {
+                Err(Error::bad_request("a watch needs a stream of its own, from its first request"))
+            }
             Request::Change { request, operation } => {
                 check_operation(&operation)?;
                 let command = self.command(request, operation);
-                let answer = self.commits.queue(command, frame.body.len()).await?;
+                let answer = self.commits.queue(command, bytes).await?;
                 answer.await.unwrap_or_else(|_| Err(Error::unavailable("it is stopping")))
             }
         }
@@ -99,25 +110,72 @@ impl Front {
     fn leases(&self) -> MutexGuard<'_, Leases> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Answers the requests of a stream until it ends.
+    async fn serve_requests(&self, stream: &mut Stream) -> Result<(), WireError> {
+        while let Some(frame) = stream.receiver.next().await? {
+            let answer = match decode_request(&frame) {
+                Ok(Request::Watch { prefix, after }) => {
+                    return self.serve_watch(&prefix, after, stream).await;
+                }
+                request => self.answer(request, frame.body.len()).await,
+            };
+            stream.sender.send(&answer_frame(&answer)).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells what a watch asks for until its stream ends, or there is nothing more to tell.
+    async fn serve_watch(
+        &self,
+        prefix: &str,
+        after: Version,
+        stream: &mut Stream,
+    ) -> Result<(), WireError> {
+        let begun = self.begin_watch(prefix, after).await;
+        let mut answer = begun.as_ref().map(|_| Answer::Done).map_err(Error::clone);
+        let mut watcher = begun.ok();
+        loop {
+            stream.sender.send(&answer_frame(&answer)).await?;
+            let (Some(watcher), true) = (&mut watcher, answer.is_ok()) else { return Ok(()) };
+            let Some(frame) = stream.receiver.next().await? else { return Ok(()) };
+            answer = match decode_request(&frame) {
+                Ok(Request::More) => tokio::select! {
+                    told = more(watcher) => told.map(Answer::Told),
+                    // The caller has gone, or does not wait for its answer.
+                    _ = stream.receiver.next() => return Ok(()),
+                },
+                _ => Err(Error::bad_request("a watch's stream is for nothing else: open another")),
+            };
+        }
+    }
+
+    async fn begin_watch(&self, prefix: &str, after: Version) -> Result<Watcher, Error> {
+        let permit = self.reads.acquire().await;
+        let revision = self.store.read(state::revision).await?;
+        drop(permit);
+        self.watches.watch(prefix, after, revision)
+    }
+}
+
+/// Waits for what a watcher has to tell, or until it should know that it is nothing.
+async fn more(watcher: &mut Watcher) -> Result<Told, Error> {
+    match timeout(PROGRESS_INTERVAL, watcher.next()).await {
+        Ok(told) => told,
+        Err(_) => Ok(Told { changes: Vec::new(), seen: watcher.seen() }),
+    }
 }
 
 impl Service for Front {
     async fn serve(&self, peer: Arc<Peer>, mut stream: Stream) {
-        let lost = loop {
-            match stream.receiver.next().await {
-                Ok(Some(frame)) => {
-                    let answer = self.answer(&frame).await;
-                    if let Err(error) = stream.sender.send(&answer_frame(&answer)).await {
-                        break error;
-                    }
-                }
-                Ok(None) => {
-                    stream.sender.finish();
-                    return;
-                }
-                Err(error) => break error,
+        match self.serve_requests(&mut stream).await {
+            Ok(()) => stream.sender.finish(),
+            Err(error) => {
+                tracing::debug!(peer = %peer.name, %error, "a stream of requests broke off");
             }
-        };
-        tracing::debug!(peer = %peer.name, error = %lost, "a stream of requests broke off");
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

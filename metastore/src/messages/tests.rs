@@ -6,6 +6,8 @@ use crate::limits::{
     KEY_BYTES_MAX, OPERATION_BYTES, TRANSACTION_BYTES_MAX, TRANSACTION_OPERATIONS_MAX,
     VALUE_BYTES_MAX, check_operation,
 };
+use crate::state::Told;
+use crate::types::{Change, KeyValue, Transaction};
 
 #[test]
 fn requests_come_back_as_they_were() {
@@ -30,6 +32,8 @@ fn requests_come_back_as_they_were() {
         Request::Scan(Scan::new("")),
         Request::Scan(Scan { prefix: "a".into(), after: Some(String::new()), limit: 1 }),
         Request::KeepAlive(lease),
+        Request::Watch { prefix: "a/".into(), after: Version::new(u64::MAX) },
+        Request::More,
     ];
     for request in operations.map(change).into_iter().chain(reads) {
         assert_eq!(decode_request(&encode_request(request.clone())), Ok(request));
@@ -44,8 +48,26 @@ fn answers_come_back_as_they_were() {
         version: Version::new(9),
         lease,
     };
-    let page = Page { entries: vec![entry(None), entry(Some(LeaseId::new(0)))], more: true };
+    let page = Page {
+        entries: vec![entry(None), entry(Some(LeaseId::new(0)))],
+        more: true,
+        revision: Version::new(11),
+    };
+    let change = |revision, key: &str, lease: Option<Option<LeaseId>>| {
+        let (key, revision) = (key.to_string(), Version::new(revision));
+        let value = Bytes::from_static(b"value");
+        let now = lease.map(|lease| KeyValue { key: key.clone(), value, version: revision, lease });
+        Change { revision, key, now }
+    };
+    let changes = vec![
+        change(1, "a", Some(None)),
+        change(1, "b", None),
+        change(2, "a", Some(Some(LeaseId::new(0)))),
+    ];
     let answers = [
+        Ok(Answer::Told(Told { changes, seen: Version::new(9) })),
+        Ok(Answer::Told(Told { changes: Vec::new(), seen: Version::new(0) })),
+        Err(Error::Compacted),
         Ok(Answer::Value(None)),
         Ok(Answer::Value(Some(entry(None)))),
         Ok(Answer::Page(page)),

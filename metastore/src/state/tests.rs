@@ -102,7 +102,7 @@ fn command(request: u64, time_ms: u64, operation: Operation) -> Command {
 }
 
 fn answer(rows: &mut MemoryRows, command: Command) -> Result<Answer, Error> {
-    apply(rows, command).expect("memory")
+    apply(rows, command, &mut Vec::new()).expect("memory")
 }
 
 fn next_number() -> Operation {

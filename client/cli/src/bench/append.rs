@@ -14,8 +14,8 @@ use super::{Load, Measured, histogram, note};
 use crate::Failure;
 
 /// An append under way, with its place in the window.
-struct UnderWay {
-    append: Append,
+pub(super) struct UnderWay {
+    pub(super) append: Append,
     since: Instant,
     _place: OwnedSemaphorePermit,
 }
@@ -46,7 +46,8 @@ pub(super) async fn measure(load: &Load, writers: Vec<LedgerWriter>) -> Result<M
     Ok(Measured { latencies_us, elapsed })
 }
 
-async fn append(
+/// Appends until the time is over, as far as the window allows.
+pub(super) async fn append(
     writer: &LedgerWriter,
     payload: &Bytes,
     window: &Arc<Semaphore>,

@@ -9,6 +9,7 @@ use crate::Failure;
 use crate::output::{Format, Output, say};
 use view::View;
 
+mod tail;
 mod view;
 mod write;
 
@@ -24,6 +25,8 @@ pub(crate) enum Ledger {
     /// Does not disturb its writer. Fails before it prints if a part of the range is beyond the
     /// end, or not confirmed yet.
     Read(Read),
+    /// Prints the entries of a ledger as they are confirmed, until it is closed
+    Tail(tail::Tail),
     /// Ends the ledger of a writer that is gone, and prints where
     ///
     /// All that was confirmed is in it then. A writer that is alive after all is fenced.
@@ -84,6 +87,7 @@ impl Ledger {
         let printed = match self {
             Self::Write(write) => return write.run(client).await,
             Self::Read(read) => read.run(client).await,
+            Self::Tail(tail) => tail.run(client).await,
             Self::Recover(named) => named.recover(client).await,
             Self::Show(named) => named.show(client).await,
             Self::List(list) => list.run(client).await,

@@ -66,11 +66,11 @@ async fn cluster(ClusterArguments { dir, bookies }: ClusterArguments) -> Result<
         "A cluster of one metastore and {} bookies runs in {}.\nUse it from another terminal:\n\n  \
          export INKFAST_CONFIG={}\n  seq 100000 | {inkfast} ledger write\n  \
          {inkfast} ledger list\n  {inkfast} ledger read 0 | tail\n",
-        cluster.bookies().len(),
+        cluster.bookies().count(),
         cluster.dir().display(),
         cluster.client_file().display(),
     ))?;
-    let bookies: Vec<_> = cluster.bookies().iter().map(|b| b.address().to_string()).collect();
+    let bookies: Vec<_> = cluster.bookies().map(|b| b.address().to_string()).collect();
     let metastore = cluster.metastore_address();
     say(format_args!("ready metastore {metastore} bookies {}", bookies.join(" ")))?;
     tokio::select! {

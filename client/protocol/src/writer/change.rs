@@ -20,10 +20,18 @@ pub(super) struct Change {
 }
 
 impl Writer {
-    /// Returns the places whose bookies have failed.
+    /// Returns the places whose bookies have failed and are not being replaced.
     pub fn lacking(&self) -> Places {
-        let failed = |&place: &usize| matches!(self.places[place].standing, Standing::Failed(_));
-        (0..self.places.len()).filter(failed).collect()
+        let lacking = |&place: &usize| {
+            let failed = matches!(self.places[place].standing, Standing::Failed(_));
+            failed && !self.is_being_replaced(place)
+        };
+        (0..self.places.len()).filter(lacking).collect()
+    }
+
+    /// Says whether bookies are sought for the places that lack one.
+    pub fn is_choosing(&self) -> bool {
+        self.phase == Phase::Writing && self.choosing
     }
 
     /// Returns the bookies that have refused entries of this ledger for a reason that stays.
@@ -32,28 +40,31 @@ impl Writer {
     }
 
     /// Takes bookies for some of the places that lack one. The bookie of such a place itself says
-    /// that it has come back.
+    /// that it has come back; during a change only such are taken.
     ///
-    /// A bookie that stands at another place, or that has refused this ledger, is not taken.
+    /// A bookie that stands at another place, or that has refused this ledger, is not taken. While
+    /// none is taken they are still sought.
     pub fn on_chosen(&mut self, chosen: &BTreeMap<usize, BookieId>) {
-        if self.phase != Phase::Writing || self.change.is_some() {
+        if self.phase != Phase::Writing {
             return;
         }
-        self.choosing = false;
         let lacking = self.lacking();
         let ensemble = &self.metadata.last_fragment().ensemble;
+        let may_change = self.change.is_none() && self.full.is_none();
         let mut replacements = BTreeMap::new();
         let mut back = Places::default();
         for (&place, bookie) in chosen {
             if !lacking.contains(place) || self.refused.contains(bookie) {
                 continue;
             }
+            let taken = ensemble.contains(bookie) || replacements.values().any(|b| b == bookie);
             if ensemble[place] == *bookie {
                 back.insert(place);
-            } else if !ensemble.contains(bookie) && !replacements.values().any(|b| b == bookie) {
+            } else if may_change && !taken {
                 replacements.insert(place, *bookie);
             }
         }
+        self.choosing &= back == Places::default() && replacements.is_empty();
         self.take_on(back);
         if !replacements.is_empty() {
             let replaced: Places = replacements.keys().copied().collect();
@@ -70,17 +81,14 @@ impl Writer {
         self.change.as_ref().is_some_and(|change| change.replacements.contains_key(&place))
     }
 
-    /// Has bookies sought for the places that lack one, if nothing is under way for them. What
-    /// fails during a change belongs to the next.
+    /// Has bookies sought for the places that lack one, unless they are. A place that fails during
+    /// a change can get another bookie only by the next, but may get its own back before.
     pub(super) fn choose(&mut self) {
-        if self.phase == Phase::Writing
-            && self.change.is_none()
-            && !self.choosing
-            && self.lacking() != Places::default()
-        {
-            self.choosing = true;
+        let lacking = self.lacking() != Places::default();
+        if self.phase == Phase::Writing && lacking && !self.choosing {
             self.actions.push_back(Action::Choose);
         }
+        self.choosing = lacking;
     }
 
     /// Returns the metadata with the change.
@@ -102,12 +110,12 @@ impl Writer {
 
     /// Takes metadata of our open ledger that was read after a compare-and-set did not win, or for
     /// another reason. Returns false if somebody else has changed the ensemble: then the ledger is
-    /// not ours to write any more.
+    /// not ours to write any more, and likewise if the metastore has gone back in time.
     pub(super) fn learn(&mut self, version: MetadataVersion, metadata: LedgerMetadata) -> bool {
         self.unsettled = false;
         if version <= self.version {
-            // It proves nothing: what was not answered may still land, and is tried again.
-            return true;
+            // The same proves nothing: what was not answered may still land, and is tried again.
+            return version == self.version;
         }
         let found = metadata.last_fragment();
         let landed = self.change.as_ref().is_some_and(|change| change.fragment == *found);
@@ -136,8 +144,10 @@ impl Writer {
         Change { replacements, fragment }
     }
 
-    /// Ends the change: the metadata has the new ensemble.
+    /// Ends the change: the metadata has the new ensemble. Places that failed meanwhile may now get
+    /// other bookies, so these are sought anew.
     fn land(&mut self) {
+        self.choosing = false;
         if let Some(change) = self.change.take() {
             self.take_on(change.replacements.keys().copied().collect());
         }

@@ -38,6 +38,14 @@ pub(crate) enum Input {
         #[arg(key)]
         lac: Option<u64>,
     },
+    /// Writer `A`, writer `B`, or `recovery` says that an entry is confirmed.
+    Confirmed {
+        entry: u64,
+        #[arg(key)]
+        by: String,
+    },
+    /// Tells the highest last add confirmed that the gate knows.
+    Lac,
     Fence,
     /// The next records of the log become durable: all, or so many.
     Sync(Option<usize>),
@@ -62,6 +70,12 @@ impl goldenscript::Runner for Bookie {
                 let stored = self.disk.stored(&entry);
                 let ticket = self.ticket(format!("{by} adds {id}"));
                 self.gate.on_add(ticket, &adder(by)?, entry, stored);
+            }
+            Input::Confirmed { entry, by } => {
+                self.gate.on_confirmed(&adder(by)?, EntryId::new(*entry));
+            }
+            Input::Lac => {
+                return Ok(format!("lac {}\n", entry_or_none(self.gate.last_add_confirmed())));
             }
             Input::Fence => {
                 let ticket = self.ticket("fence".to_owned());

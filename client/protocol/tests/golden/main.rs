@@ -15,12 +15,14 @@ mod ledgers;
 mod metastore;
 mod reader;
 mod recovery;
+mod tail;
 mod words;
 mod writer;
 
 test_each_path! { in "./client/protocol/testscripts/gate" as gate_does => run_gate }
 test_each_path! { in "./client/protocol/testscripts/writer" as writer_does => run_writer }
 test_each_path! { in "./client/protocol/testscripts/reader" as reader_does => run_reader }
+test_each_path! { in "./client/protocol/testscripts/tail" as tail_does => run_tail }
 test_each_path! { in "./client/protocol/testscripts/recovery" as recovery_does => run_recovery }
 
 fn run_gate(script: &Path) {
@@ -33,6 +35,10 @@ fn run_writer(script: &Path) {
 
 fn run_reader(script: &Path) {
     goldenscript::run(&mut reader::Runner::default(), script).unwrap();
+}
+
+fn run_tail(script: &Path) {
+    goldenscript::run(&mut tail::Runner::default(), script).unwrap();
 }
 
 fn run_recovery(script: &Path) {

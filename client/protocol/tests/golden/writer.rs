@@ -52,7 +52,7 @@ pub(crate) enum Input {
     /// Nothing was confirmed for too long.
     Overdue,
     Close,
-    /// What was to be put into the metastore does not fit.
+    /// What the metastore was asked can never be done.
     Impossible,
     /// The metadata cannot be read.
     NoMetadata,
@@ -108,7 +108,7 @@ impl goldenscript::Runner for Runner {
             Input::Idle => self.writer()?.on_idle(),
             Input::Overdue => self.writer()?.on_overdue(),
             Input::Close => self.writer()?.close(),
-            Input::Impossible => self.writer()?.on_cas_impossible("it does not fit".to_owned()),
+            Input::Impossible => self.writer()?.on_impossible("it does not fit".to_owned()),
             Input::NoMetadata => self.writer()?.on_metadata_unavailable(),
             Input::NoLedger => self.writer()?.on_deleted(),
             Input::Metastore(command) => match self.metastore.run(command)? {

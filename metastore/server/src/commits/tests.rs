@@ -59,7 +59,8 @@ fn start() -> Started {
     let disk = TestDisk::default();
     let store = Store::open(disk.clone(), Executor::Inline).unwrap();
     let (failed, failure) = watch::channel(None);
-    let (commits, committing) = Commits::start(store, Arc::default(), failed);
+    let (commits, committing) =
+        Commits::start(store, Arc::default(), Watches::new(Version::new(0)), failed);
     (disk, commits, failure, committing)
 }
 

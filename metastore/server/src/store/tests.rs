@@ -25,7 +25,7 @@ proptest::proptest! {
             let mut memory = MemoryRows::default();
             for batch in batches {
                 let expected =
-                    batch.iter().map(|command| apply(&mut memory, command.clone()).unwrap());
+                    batch.iter().map(|command| apply(&mut memory, command.clone(), &mut Vec::new()).unwrap());
                 let expected = expected.collect::<Vec<_>>();
                 assert_eq!(write_all(&store, batch).await, expected);
                 assert_eq!(all_rows(&store).await, walk(&memory));
@@ -46,7 +46,7 @@ proptest::proptest! {
             let mut memory = MemoryRows::default();
             for batch in batches {
                 for command in &batch {
-                    let _ = apply(&mut memory, command.clone()).unwrap();
+                    let _ = apply(&mut memory, command.clone(), &mut Vec::new()).unwrap();
                 }
                 write_all(&store, batch).await;
                 disk = disk.after_power_cut(&kept);
@@ -117,7 +117,10 @@ async fn write_all(
     batch: Vec<Command>,
 ) -> Vec<Result<inkfast_metastore::state::Answer, inkfast_metastore::Error>> {
     let apply_all = |rows: &mut WriteRows<'_>| {
-        batch.into_iter().map(|command| apply(rows, command)).collect::<Result<Vec<_>, _>>()
+        batch
+            .into_iter()
+            .map(|command| apply(rows, command, &mut Vec::new()))
+            .collect::<Result<Vec<_>, _>>()
     };
     store.write(apply_all).await.unwrap()
 }

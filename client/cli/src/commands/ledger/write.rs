@@ -47,9 +47,8 @@ impl Write {
     pub(super) async fn run(self, client: &Client) -> Result<(), Failure> {
         let writer = client
             .create_ledger(CreateOptions {
-                replication: self.spread.replication()?,
                 namespace: self.namespace.clone(),
-                ..CreateOptions::default()
+                ..self.spread.options()?
             })
             .await?;
         say(format_args!("ledger {}", writer.id()))?;

@@ -20,6 +20,8 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
+mod watches;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 #[tokio::test]

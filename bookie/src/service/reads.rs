@@ -1,0 +1,99 @@
+//! Streams of reads.
+
+use bytes::Bytes;
+use inkfast_protocol::messages::{Read, kind};
+use inkfast_protocol::{EntryId, Refusal};
+use inkfast_wire::{Frame, FrameSender, Frames, Stream};
+use prost::Message;
+
+use super::{BookieService, Served, bad, refuse};
+use crate::log::{Place, ReadError};
+
+/// The bytes of entries that one read takes from the disk before it sends them.
+pub(super) const READ_BYTES_MAX: usize = 1 << 20;
+
+impl BookieService {
+    /// Answers read after read, each entry by itself and in order.
+    pub(super) async fn serve_reads(&self, first: Frame, stream: Stream) -> Served {
+        let Stream { mut sender, mut receiver } = stream;
+        let mut request = Some(first);
+        while let Some(frame) = request {
+            if frame.kind != kind::READ {
+                return refuse(&mut sender, bad("only reads go on a stream of reads")).await;
+            }
+            match self.locate(&frame).await {
+                Ok(places) => self.send_entries(places, &mut sender).await?,
+                Err(refusal) => return refuse(&mut sender, refusal).await,
+            }
+            request = receiver.next().await?;
+        }
+        sender.finish();
+        Ok(())
+    }
+
+    async fn locate(&self, request: &Frame) -> Result<Vec<Result<Place, Refusal>>, Refusal> {
+        let request: Read = request.decode().map_err(|error| bad(&error.to_string()))?;
+        let ledger = request.parse()?;
+        if request.fence {
+            self.store.fence(ledger).await?;
+        }
+        let entries = request.entries.into_iter().map(EntryId::new).collect();
+        self.store.locate(ledger, entries).await
+    }
+
+    async fn send_entries(
+        &self,
+        places: Vec<Result<Place, Refusal>>,
+        sender: &mut FrameSender,
+    ) -> Served {
+        let mut places = places.into_iter().peekable();
+        while places.peek().is_some() {
+            let mut bytes = 0;
+            let mut run: Vec<Result<Place, Refusal>> = Vec::new();
+            while bytes < READ_BYTES_MAX
+                && let Some(place) = places.next()
+            {
+                bytes += place.as_ref().map_or(0, |place| place.payload_bytes as usize);
+                run.push(place);
+            }
+            let mut frames = Frames::default();
+            for entry in self.read_run(run).await {
+                match entry {
+                    Ok(entry) => frames.push(kind::ENTRY, &entry),
+                    Err(refusal) => {
+                        frames.push(kind::REFUSED, &refusal.to_message().encode_to_vec().into());
+                    }
+                }
+            }
+            sender.send_encoded(&mut frames.take()).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads what was located, and says of each entry what came of it. The caller limits how much
+    /// it asks for.
+    pub(super) async fn read_run(
+        &self,
+        run: Vec<Result<Place, Refusal>>,
+    ) -> Vec<Result<Bytes, Refusal>> {
+        let found = run.iter().filter_map(|place| place.as_ref().ok().copied()).collect();
+        let mut read = self.store.reader().read_many(found).await.into_iter();
+        let entry = |place: Result<Place, Refusal>| match place {
+            Ok(_) => read.next().map_or_else(|| Err(unread()), |read| read.map_err(said)),
+            Err(refusal) => Err(refusal),
+        };
+        run.into_iter().map(entry).collect()
+    }
+}
+
+/// A copy that is there and cannot be read is not absent.
+fn said(error: ReadError) -> Refusal {
+    match error {
+        ReadError::Corrupt { .. } => Refusal::Corrupt(error.to_string()),
+        ReadError::Log(_) => Refusal::Unknown(error.to_string()),
+    }
+}
+
+fn unread() -> Refusal {
+    Refusal::Unknown("the copy was not read".to_owned())
+}

@@ -1,0 +1,68 @@
+//! Following what changes in the catalog: the bookies that run, and one ledger's metadata.
+
+use inkfast_metastore::{Change, Version, Watch};
+use inkfast_protocol::{BookieId, LedgerId};
+use prost::Message;
+
+use super::{
+    Catalog, REGISTRATIONS, Registration, Versioned, bookie_in, damaged, decode, ledger_key,
+};
+use crate::Error;
+
+/// The changes of the registrations since they were read.
+pub struct Registrations(Watch);
+
+/// The changes of a ledger's metadata since a version of it.
+pub struct Ledger {
+    id: LedgerId,
+    changes: Watch,
+}
+
+impl Catalog {
+    /// Returns all bookies that run, and what changes from then on.
+    pub async fn follow_registrations(
+        &self,
+    ) -> Result<(Vec<(BookieId, Registration)>, Registrations), Error> {
+        let (registrations, read_at) = self.registrations_at().await?;
+        let changes = self.store.watch(REGISTRATIONS, read_at).await?;
+        Ok((registrations, Registrations(changes)))
+    }
+
+    /// Tells what changes in a ledger's metadata after a version of it.
+    pub async fn follow_ledger(&self, known: &Versioned) -> Result<Ledger, Error> {
+        let (version, metadata) = known;
+        let id = metadata.ledger;
+        let changes = self.store.watch(&ledger_key(id), Version::new(version.0)).await?;
+        Ok(Ledger { id, changes })
+    }
+}
+
+impl Registrations {
+    /// Waits for the next changes: bookies with their registrations, or none if they do not run
+    /// any more. May be called again after an error that says that the metastore is away; after
+    /// any other the registrations have to be read anew.
+    pub async fn next(&mut self) -> Result<Vec<(BookieId, Option<Registration>)>, Error> {
+        let changes = self.0.next().await?.into_iter();
+        let bookie = |Change { key, now, .. }: Change| {
+            let registration = now.map(|now| Registration::decode(now.value)).transpose();
+            Ok((bookie_in(&key)?, registration.map_err(|error| damaged(&key, &error))?))
+        };
+        changes.map(bookie).collect()
+    }
+}
+
+impl Ledger {
+    /// Waits until the metadata changes, and returns it as it is then;
+    /// [`Error::LedgerDeleted`] when the ledger is deleted. May be called again after an error
+    /// that says that the metastore is away; after any other the metadata has to be read anew.
+    pub async fn next(&mut self) -> Result<Versioned, Error> {
+        loop {
+            let newest = self.changes.next().await?.pop();
+            match newest {
+                Some(Change { now: Some(now), .. }) => return decode(&now),
+                Some(Change { now: None, .. }) => return Err(Error::LedgerDeleted(self.id)),
+                None => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! The protobuf messages, and what they are made of.
+
+use bytes::Bytes;
+use prost::{Message, Oneof};
+
+use crate::state::Told;
+use crate::types::{Change, Condition, KeyValue, LeaseId, Transaction, Version, Write};
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RequestMessage {
+    #[prost(oneof = "RequestBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    pub(super) body: Option<RequestBody>,
+    #[prost(bytes = "bytes", tag = "15")]
+    pub(super) request: Bytes,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(super) enum RequestBody {
+    #[prost(string, tag = "1")]
+    Get(String),
+    #[prost(message, tag = "2")]
+    Scan(ScanMessage),
+    #[prost(uint64, tag = "3")]
+    KeepAlive(u64),
+    #[prost(message, tag = "4")]
+    Commit(TransactionMessage),
+    #[prost(message, tag = "5")]
+    Sequence(SequenceMessage),
+    #[prost(uint64, tag = "6")]
+    Grant(u64),
+    #[prost(uint64, tag = "7")]
+    End(u64),
+    #[prost(message, tag = "8")]
+    Watch(WatchMessage),
+    #[prost(message, tag = "9")]
+    More(()),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct AnswerMessage {
+    #[prost(oneof = "AnswerBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    pub(super) body: Option<AnswerBody>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(super) enum AnswerBody {
+    #[prost(message, tag = "1")]
+    Value(ValueMessage),
+    #[prost(message, tag = "2")]
+    Page(PageMessage),
+    #[prost(uint64, tag = "3")]
+    Committed(u64),
+    #[prost(message, tag = "4")]
+    Sequence(RangeMessage),
+    #[prost(uint64, tag = "5")]
+    Granted(u64),
+    #[prost(message, tag = "6")]
+    Done(()),
+    #[prost(message, tag = "7")]
+    Conflict(ConflictMessage),
+    #[prost(message, tag = "8")]
+    LeaseNotFound(()),
+    #[prost(string, tag = "9")]
+    BadRequest(String),
+    #[prost(string, tag = "10")]
+    Unavailable(String),
+    #[prost(message, tag = "11")]
+    Told(ToldMessage),
+    #[prost(message, tag = "12")]
+    Compacted(()),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ScanMessage {
+    #[prost(string, tag = "1")]
+    pub(super) prefix: String,
+    #[prost(string, optional, tag = "2")]
+    pub(super) after: Option<String>,
+    #[prost(uint64, tag = "3")]
+    pub(super) limit: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SequenceMessage {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(uint64, tag = "2")]
+    pub(super) count: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct WatchMessage {
+    #[prost(string, tag = "1")]
+    pub(super) prefix: String,
+    #[prost(uint64, tag = "2")]
+    pub(super) after: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ToldMessage {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) revisions: Vec<RevisionMessage>,
+    #[prost(uint64, tag = "2")]
+    pub(super) seen: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RevisionMessage {
+    #[prost(uint64, tag = "1")]
+    pub(super) number: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) writes: Vec<WriteMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TransactionMessage {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) conditions: Vec<ConditionMessage>,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) writes: Vec<WriteMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ConditionMessage {
+    #[prost(string, tag = "1")]
+    pub(super) key: String,
+    #[prost(uint64, optional, tag = "2")]
+    pub(super) version: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct WriteMessage {
+    #[prost(string, tag = "1")]
+    pub(super) key: String,
+    #[prost(message, optional, tag = "2")]
+    pub(super) put: Option<PutMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PutMessage {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) value: Bytes,
+    #[prost(uint64, optional, tag = "2")]
+    pub(super) lease: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ValueMessage {
+    #[prost(message, optional, tag = "1")]
+    pub(super) entry: Option<EntryMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PageMessage {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) entries: Vec<EntryMessage>,
+    #[prost(bool, tag = "2")]
+    pub(super) more: bool,
+    #[prost(uint64, tag = "3")]
+    pub(super) revision: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct EntryMessage {
+    #[prost(string, tag = "1")]
+    pub(super) key: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) value: Bytes,
+    #[prost(uint64, tag = "3")]
+    pub(super) version: u64,
+    #[prost(uint64, optional, tag = "4")]
+    pub(super) lease: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RangeMessage {
+    #[prost(uint64, tag = "1")]
+    pub(super) start: u64,
+    #[prost(uint64, tag = "2")]
+    pub(super) end: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ConflictMessage {
+    #[prost(string, tag = "1")]
+    pub(super) key: String,
+    #[prost(uint64, optional, tag = "2")]
+    pub(super) found: Option<u64>,
+}
+
+impl From<Transaction> for TransactionMessage {
+    fn from(transaction: Transaction) -> Self {
+        let condition = |condition| match condition {
+            Condition::Absent { key } => ConditionMessage { key, version: None },
+            Condition::At { key, version } => {
+                ConditionMessage { key, version: Some(version.get()) }
+            }
+        };
+        let write = |write| match write {
+            Write::Put { key, value, lease } => {
+                let lease = lease.map(LeaseId::get);
+                WriteMessage { key, put: Some(PutMessage { value, lease }) }
+            }
+            Write::Delete { key } => WriteMessage { key, put: None },
+        };
+        Self {
+            conditions: transaction.conditions.into_iter().map(condition).collect(),
+            writes: transaction.writes.into_iter().map(write).collect(),
+        }
+    }
+}
+
+impl From<TransactionMessage> for Transaction {
+    fn from(message: TransactionMessage) -> Self {
+        let condition = |ConditionMessage { key, version }| match version {
+            Some(version) => Condition::At { key, version: Version::new(version) },
+            None => Condition::Absent { key },
+        };
+        let write = |WriteMessage { key, put }| match put {
+            Some(PutMessage { value, lease }) => {
+                Write::Put { key, value, lease: lease.map(LeaseId::new) }
+            }
+            None => Write::Delete { key },
+        };
+        Self {
+            conditions: message.conditions.into_iter().map(condition).collect(),
+            writes: message.writes.into_iter().map(write).collect(),
+        }
+    }
+}
+
+impl From<Told> for ToldMessage {
+    fn from(told: Told) -> Self {
+        let mut revisions = Vec::<RevisionMessage>::new();
+        for Change { revision, key, now } in told.changes {
+            let number = revision.get();
+            let put =
+                now.map(|now| PutMessage { value: now.value, lease: now.lease.map(LeaseId::get) });
+            let write = WriteMessage { key, put };
+            match revisions.last_mut() {
+                Some(last) if last.number == number => last.writes.push(write),
+                _ => revisions.push(RevisionMessage { number, writes: vec![write] }),
+            }
+        }
+        Self { revisions, seen: told.seen.get() }
+    }
+}
+
+impl From<ToldMessage> for Told {
+    fn from(message: ToldMessage) -> Self {
+        let changes =
+            message.revisions.into_iter().flat_map(|RevisionMessage { number, writes }| {
+                let revision = Version::new(number);
+                writes.into_iter().map(move |WriteMessage { key, put }| {
+                    let now = put.map(|PutMessage { value, lease }| KeyValue {
+                        key: key.clone(),
+                        value,
+                        version: revision,
+                        lease: lease.map(LeaseId::new),
+                    });
+                    Change { revision, key, now }
+                })
+            });
+        Self { changes: changes.collect(), seen: Version::new(message.seen) }
+    }
+}
+
+impl From<KeyValue> for EntryMessage {
+    fn from(KeyValue { key, value, version, lease }: KeyValue) -> Self {
+        Self { key, value, version: version.get(), lease: lease.map(LeaseId::get) }
+    }
+}
+
+impl From<EntryMessage> for KeyValue {
+    fn from(EntryMessage { key, value, version, lease }: EntryMessage) -> Self {
+        Self { key, value, version: Version::new(version), lease: lease.map(LeaseId::new) }
+    }
+}
