@@ -16,10 +16,6 @@ pub(crate) struct Bookie {
     gate: Gate,
     disk: Disk,
     log: VecDeque<Record>,
-    /// The last add confirmed that the writer has told outside of entries. It is not on disk.
-    told: Option<EntryId>,
-    /// A fence is on its way to the disk, or there: the writer is not believed any more.
-    fencing: bool,
     /// It has told somebody that the ledger is fenced.
     told_fenced: bool,
 }
@@ -37,16 +33,7 @@ impl Bookie {
     pub(crate) fn new() -> Self {
         let (gate, disk) = (Gate::new(false, None, None), Disk::default());
         let log = VecDeque::new();
-        Self {
-            hung: false,
-            room: usize::MAX,
-            gate,
-            disk,
-            log,
-            told: None,
-            fencing: false,
-            told_fenced: false,
-        }
+        Self { hung: false, room: usize::MAX, gate, disk, log, told_fenced: false }
     }
 
     pub(crate) fn add(&mut self, ticket: Ticket, by: Option<WriterId>, entry: &Entry) -> Answers {
@@ -67,15 +54,12 @@ impl Bookie {
         self.answers()
     }
 
-    /// Takes the last add confirmed from a writer, unless it is not the writer any more.
     pub(crate) fn tell(&mut self, by: WriterId, confirmed: EntryId) {
-        if !self.fencing && self.disk.writer.is_none_or(|first| first == by) {
-            self.told = self.told.max(Some(confirmed));
-        }
+        let writer = Adder::Writer { id: by, fragment: Bytes::new() };
+        self.gate.on_confirmed(&writer, confirmed);
     }
 
     pub(crate) fn fence(&mut self, ticket: Ticket) -> Answers {
-        self.fencing = true;
         self.gate.on_fence(ticket);
         self.answers()
     }
@@ -107,7 +91,7 @@ impl Bookie {
     }
 
     pub(crate) fn last_add_confirmed(&self) -> Option<EntryId> {
-        self.gate.last_add_confirmed().max(self.told)
+        self.gate.last_add_confirmed()
     }
 
     /// Puts the next record of the log on disk.
@@ -130,7 +114,6 @@ impl Bookie {
 
     pub(crate) fn restart(&mut self) {
         self.log.clear();
-        (self.told, self.fencing) = (None, self.disk.fenced);
         let confirmed = self.entries().filter_map(|e| e.header().last_add_confirmed).max();
         self.gate = Gate::new(self.disk.fenced, self.disk.writer, confirmed);
     }
@@ -144,12 +127,10 @@ impl Bookie {
         while let Some(action) = self.gate.next_action() {
             match action {
                 Action::Write(record) => self.log.push_back(record),
-                Action::Answer(ticket, Answer::Fenced { last_add_confirmed }) => {
-                    self.told_fenced = true;
-                    let last_add_confirmed = last_add_confirmed.max(self.told);
-                    answers.push((ticket, Answer::Fenced { last_add_confirmed }));
+                Action::Answer(ticket, answer) => {
+                    self.told_fenced |= matches!(answer, Answer::Fenced { .. });
+                    answers.push((ticket, answer));
                 }
-                Action::Answer(ticket, answer) => answers.push((ticket, answer)),
             }
         }
         answers

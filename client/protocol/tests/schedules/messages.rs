@@ -193,10 +193,7 @@ impl World {
                 self.failed = true;
                 self.check_fenced(&error);
             }
-            writer::Action::Choose => {
-                assert!(!self.choosing, "bookies are being sought already");
-                self.choosing = true;
-            }
+            writer::Action::Choose => {}
             writer::Action::Closed { last } => {
                 let end = self.metastore.end;
                 assert!(matches!(end, Some(State::Closed { last: end, .. }) if end == last));

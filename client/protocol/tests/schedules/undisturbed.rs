@@ -165,25 +165,27 @@ impl World {
 
     /// Gives the writer bookies, or lets somebody give up waiting for what was lost.
     fn help_writer(&mut self, found: Found) {
-        if !self.find_for_writer(found) {
-            let lost = self.waiting.iter().copied().find(|ticket| self.gives_up(*ticket));
-            let lost = lost.expect("the writer waits for nothing");
-            self.give_up(lost, Refusal::Unknown("lost".to_owned()));
+        if self.find_for_writer(found) {
+            return;
+        }
+        match self.waiting.iter().copied().find(|ticket| self.gives_up(*ticket)) {
+            Some(lost) => self.give_up(lost, Refusal::Unknown("lost".to_owned())),
+            // It can take no other bookies.
+            None if self.full => self.overdue(),
+            None => panic!("the writer waits for nothing"),
         }
     }
 
-    /// Gives the writer bookies, if it has asked and some are found.
+    /// Gives the writer bookies, if it has asked and some are found, and says whether it took any.
     fn find_for_writer(&mut self, found: Found) -> bool {
-        if !self.choosing {
+        if !self.writer.is_choosing() {
             return false;
         }
         let (lacking, ensemble) = (self.writer.lacking(), self.ensemble().to_vec());
         let refused = self.writer.refused().clone();
         let chosen = self.find(found, lacking, &ensemble, &refused);
-        if !chosen.is_empty() {
-            self.give(&chosen);
-        }
-        !chosen.is_empty()
+        self.give(&chosen);
+        self.writer.lacking() != lacking
     }
 
     /// Says whether somebody stops waiting for a message that was lost.

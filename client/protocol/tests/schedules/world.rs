@@ -36,8 +36,8 @@ pub(crate) struct World {
     pub(crate) failed: bool,
     /// The writer has said its last word.
     pub(crate) ended: bool,
-    /// The writer waits for bookies.
-    pub(crate) choosing: bool,
+    /// The metadata has once been too large for what the writer wanted.
+    pub(crate) full: bool,
     /// The recoveries that wait for bookies, or have waited for them in an earlier round.
     pub(crate) seeking: BTreeSet<(usize, Round)>,
     /// The recovery that began last has closed the ledger.
@@ -61,7 +61,7 @@ impl World {
             confirmed: None,
             failed: false,
             ended: false,
-            choosing: false,
+            full: false,
             seeking: BTreeSet::new(),
             recovered: false,
         }
@@ -147,7 +147,6 @@ impl World {
     }
 
     pub(crate) fn give(&mut self, chosen: &BTreeMap<usize, BookieId>) {
-        self.choosing = false;
         self.writer.on_chosen(chosen);
         self.take_actions();
     }
@@ -248,7 +247,8 @@ impl World {
         if let Some(at) = self.on_the_way.iter().position(is_unsent) {
             self.on_the_way.remove(at);
             self.waiting.remove(&ticket);
-            self.writer.on_cas_impossible("it is too large".to_owned());
+            self.full = true;
+            self.writer.on_impossible("it is too large".to_owned());
             self.take_actions();
         }
     }
