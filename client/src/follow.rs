@@ -139,7 +139,9 @@ mod tests {
         let told = timeout(PATIENCE, follow.next()).await.unwrap().unwrap();
         assert_eq!(told, (changed, metadata.clone()));
 
-        // And it can be followed from there.
+        // And it can be followed from there, so that nobody has to ask again and again.
+        let (_, read_at) = catalog.ledger_at(ledger).await.unwrap();
+        catalog.follow_ledger(ledger, read_at).await.unwrap();
         let replaced = catalog.replace(&told, &metadata).await.unwrap();
         let Replaced::Won(changed) = replaced else { panic!("nobody else writes") };
         let told = timeout(PATIENCE, follow.next()).await.unwrap().unwrap();

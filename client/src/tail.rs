@@ -305,14 +305,14 @@ impl Driver {
             self.tail.on_retry();
         }
         if let Some(waiting) = &mut self.waiting {
-            let lateness = &mut self.lanes[waiting.lane].lateness;
+            let lane = &mut self.lanes[waiting.lane];
             if waiting.overdue_at <= now {
                 // If this process stood still, what was pushed meanwhile is still to be heard.
-                (waiting.overdue_at, waiting.late_at) = (now + OVERDUE, now + *lateness);
+                (waiting.overdue_at, waiting.late_at) = (now + OVERDUE, now + lane.lateness);
                 self.tail.on_overdue();
             } else if waiting.late_at <= now {
-                *lateness = (*lateness * 2).min(LATENESS_MAX);
-                waiting.late_at = now + *lateness;
+                lane.note_late();
+                waiting.late_at = now + lane.lateness;
                 self.tail.on_late();
             }
         }
@@ -336,8 +336,7 @@ impl Driver {
         }
         if let Some(came) = self.waiting.filter(|waiting| Some(waiting.entry) != waits_for) {
             let least = self.reader.bookies().deadlines().read;
-            let lateness = (came.since.elapsed() * 2).min(LATENESS_MAX).max(least);
-            self.lanes[came.lane].lateness = lateness;
+            self.lanes[came.lane].note_came(came.since.elapsed(), least);
         }
         let now = Instant::now();
         self.waiting = entry.map(|entry| {
@@ -375,6 +374,16 @@ impl Lane {
         self.left = (credit - self.untaken).max(0);
         self.granted = watch::Sender::new(u64::try_from(self.left).unwrap_or(0));
         self.granted.subscribe()
+    }
+
+    /// Gives the next bookie more time.
+    fn note_late(&mut self) {
+        self.lateness = (self.lateness * 2).min(LATENESS_MAX);
+    }
+
+    /// Gives the next entry as much time as one that was waited for has taken, and as much again.
+    fn note_came(&mut self, took: Duration, least: Duration) {
+        self.lateness = (took * 2).min(LATENESS_MAX).max(least);
     }
 
     fn note_pushed(&mut self, bytes: i64) {
@@ -439,5 +448,24 @@ mod tests {
             lane.grant(CREDIT);
             assert!(lane.untaken > 0 || pushed < *granted.borrow(), "nothing more can come");
         }
+    }
+
+    #[test]
+    fn a_slow_link_is_given_the_time_that_it_needs() {
+        let (least, needed) = (Duration::from_secs(1), Duration::from_secs(6));
+        let (mut lane, mut late) = (Lane::new(least), 0);
+        for _ in 0..10 {
+            let mut took = Duration::ZERO;
+            while lane.lateness < needed {
+                // All that has come of the entry is thrown away.
+                took += lane.lateness;
+                lane.note_late();
+                late += 1;
+                assert!(late <= 3, "it begins anew too often");
+            }
+            lane.note_came(took + needed, least);
+        }
+        lane.note_came(Duration::ZERO, least);
+        assert_eq!(lane.lateness, least);
     }
 }
