@@ -169,3 +169,66 @@ async fn tails_that_are_not_taken_do_not_disturb_their_client() {
     }
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn what_a_tail_has_delivered_stays_confirmed() {
+    let (mut cluster, client) = cluster(3).await;
+    let writer = create(&client, [3, 3, 2]).await;
+    let reader = cluster.client().await.unwrap().open_ledger(writer.id()).await.unwrap();
+    let mut tail: Tail = Box::pin(reader.tail(EntryId::FIRST));
+    append(&writer, 0..2).await;
+    expect(&mut tail, 0..2).await;
+    drop((tail, writer, client));
+    // Restarted bookies do not know any more that the last entry is confirmed.
+    for number in 0..3 {
+        cluster.stop_bookie(number).await;
+        cluster.start_bookie(number).await.unwrap();
+    }
+    let mut read: Tail = Box::pin(reader.read(EntryId::FIRST..=EntryId::new(1)));
+    expect(&mut read, 0..2).await;
+    expect_end(&mut read).await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_read_that_is_not_taken_lets_others_read_and_loses_nothing() {
+    let (cluster, client) = cluster(3).await;
+    let writer = create(&client, [3, 3, 2]).await;
+    let ledger = writer.id();
+    let count = 40;
+    for _ in 0..count {
+        drop(writer.append(vec![b'x'; 1_000_000]).await.unwrap());
+    }
+    writer.flush().await.unwrap();
+    writer.close().await.unwrap();
+    let reader = client.open_ledger(ledger).await.unwrap();
+    let all = || reader.read(EntryId::FIRST..=EntryId::new(count - 1));
+    let untaken: Vec<_> = (0..3).map(|_| Box::pin(all())).collect();
+    // By then more has come for the others than may wait for them.
+    let taken = tokio::time::timeout(PATIENCE, all().try_collect::<Vec<_>>()).await.unwrap();
+    assert_eq!(taken.unwrap().len() as u64, count);
+    for mut read in untaken {
+        for id in 0..count {
+            let entry = tokio::time::timeout(PATIENCE, read.try_next()).await.unwrap();
+            assert_eq!(entry.unwrap().unwrap().id(), EntryId::new(id));
+        }
+        assert!(read.next().await.is_none());
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_called_lost_while_the_metastore_is_away() {
+    let (cluster, client) = cluster(3).await;
+    let writer = create(&client, [3, 3, 2]).await;
+    append(&writer, 0..10).await;
+    let ledger = writer.id();
+    writer.close().await.unwrap();
+    let mut config = cluster.client_config().unwrap();
+    config.deadlines.metastore = Duration::from_secs(1);
+    let reader = Client::connect(config).await.unwrap().open_ledger(ledger).await.unwrap();
+    cluster.stop().await;
+    let mut read = Box::pin(reader.read(EntryId::FIRST..=EntryId::new(9)));
+    let end = tokio::time::timeout(PATIENCE, read.next()).await.unwrap();
+    assert!(matches!(end, Some(Err(Error::Metastore(_)))), "{end:?}");
+}

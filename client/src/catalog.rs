@@ -127,11 +127,14 @@ impl Catalog {
     pub async fn ledger(&self, id: LedgerId) -> Result<Versioned, Error> {
         match self.store.get(&ledger_key(id)).await? {
             Some(found) => decode(&found),
-            None if self.store.get(&deleted_key(id)).await?.is_some() => {
-                Err(Error::LedgerDeleted(id))
-            }
-            None => Err(Error::LedgerNotFound(id)),
+            None => Err(self.missing(id).await?),
         }
+    }
+
+    /// Says why a ledger is not there.
+    async fn missing(&self, id: LedgerId) -> Result<Error, Error> {
+        let was_there = self.store.get(&deleted_key(id)).await?.is_some();
+        Ok(if was_there { Error::LedgerDeleted(id) } else { Error::LedgerNotFound(id) })
     }
 
     /// Replaces a ledger's metadata if its version is still the one named.

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 use inkfast_metastore::{Metastore, RemoteMetastore};
 use inkfast_protocol::{
-    EntryId, Fragment, LedgerId, LedgerMetadata, Replication, State, WriterId, metadata,
+    EntryId, Fragment, LedgerId, LedgerMetadata, MetadataVersion, Replication, State, WriterId,
+    metadata,
 };
 use inkfast_wire::Endpoint;
 use uuid::Uuid;
@@ -116,8 +117,7 @@ impl Client {
 
     /// Opens a ledger for reading, also while it is written. Never fences it.
     pub async fn open_ledger(&self, ledger: LedgerId) -> Result<LedgerReader, Error> {
-        let (_, metadata) = self.catalog.ledger(ledger).await?;
-        Ok(self.reader(metadata))
+        Ok(self.reader(self.catalog.ledger(ledger).await?))
     }
 
     /// Closes the ledger of a writer that is gone, and opens it for reading. If the writer is
@@ -129,7 +129,8 @@ impl Client {
     /// then be called again.
     pub async fn recover_ledger(&self, ledger: LedgerId) -> Result<LedgerReader, Error> {
         let metadata = recover::recover(&self.bookies, &self.catalog, ledger).await?;
-        Ok(self.reader(metadata))
+        // Whatever is read later is not older.
+        Ok(self.reader((MetadataVersion(0), metadata)))
     }
 
     /// Lists the ledgers of one namespace, or of all, by ascending id, as they are found: pages
@@ -162,7 +163,7 @@ impl Client {
         self.catalog.delete(ledger).await
     }
 
-    fn reader(&self, metadata: LedgerMetadata) -> LedgerReader {
+    fn reader(&self, metadata: Versioned) -> LedgerReader {
         LedgerReader::new(self.bookies.clone(), self.catalog.clone(), metadata)
     }
 

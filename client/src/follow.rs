@@ -71,8 +71,8 @@ async fn follow(
     known: &mut MetadataVersion,
     tell: &mpsc::Sender<Result<Versioned, Error>>,
 ) -> Result<(), Error> {
-    let mut found = catalog.ledger(ledger).await?;
-    let mut changes = catalog.follow_ledger(&found).await?;
+    let (mut found, read_at) = catalog.ledger_at(ledger).await?;
+    let mut changes = None;
     loop {
         if found.0 > *known {
             *known = found.0;
@@ -80,6 +80,74 @@ async fn follow(
                 return Ok(());
             }
         }
+        // What was read is told also if it cannot be followed.
+        let changes = match &mut changes {
+            Some(changes) => changes,
+            None => changes.insert(catalog.follow_ledger(ledger, read_at).await?),
+        };
         found = changes.next().await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use inkfast_metastore::watches::RECENT_BYTES_MAX;
+    use inkfast_metastore::{MemoryMetastore, Metastore, Transaction, VALUE_BYTES_MAX};
+    use inkfast_protocol::{
+        BookieId, EntryId, Fragment, LedgerMetadata, Replication, State, WriterId, metadata,
+    };
+    use tokio::time::timeout;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::catalog::Replaced;
+
+    /// How long a test waits for what must come.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn what_changed_before_all_that_is_remembered_is_told() {
+        let store = Arc::new(MemoryMetastore::new());
+        let catalog = Catalog::new(store.clone());
+        let ledger = LedgerId::new(7).unwrap();
+        let ensemble = vec![BookieId(Uuid::from_u128(1))];
+        let metadata = LedgerMetadata {
+            ledger,
+            namespace: "default".to_owned(),
+            owner: "client".to_owned(),
+            writer: WriterId(Uuid::from_u128(2)),
+            replication: Replication::new(1, 1, 1).unwrap(),
+            state: State::Open,
+            fragments: vec![Fragment { first: EntryId::FIRST, length_before: 0, ensemble }],
+            created_at_ms: 0,
+            request: None,
+            custom: BTreeMap::new(),
+            modifiable_from: metadata::FORMAT_VERSION,
+        };
+        let created = catalog.create(&metadata).await.unwrap().unwrap();
+        let replaced = catalog.replace(&(created, metadata.clone()), &metadata).await.unwrap();
+        let Replaced::Won(changed) = replaced else { panic!("nobody else writes") };
+        for _ in 0..=RECENT_BYTES_MAX / VALUE_BYTES_MAX {
+            let other = Transaction::new().put("other", vec![0; VALUE_BYTES_MAX]);
+            store.commit(other).await.unwrap();
+        }
+
+        let mut follow = Follow::start(catalog.clone(), ledger, created);
+        let told = timeout(PATIENCE, follow.next()).await.unwrap().unwrap();
+        assert_eq!(told, (changed, metadata.clone()));
+
+        // And it can be followed from there, so that nobody has to ask again and again.
+        let (_, read_at) = catalog.ledger_at(ledger).await.unwrap();
+        catalog.follow_ledger(ledger, read_at).await.unwrap();
+        let replaced = catalog.replace(&told, &metadata).await.unwrap();
+        let Replaced::Won(changed) = replaced else { panic!("nobody else writes") };
+        let told = timeout(PATIENCE, follow.next()).await.unwrap().unwrap();
+        assert_eq!(told.0, changed);
+        catalog.delete(ledger).await.unwrap();
+        let told = timeout(PATIENCE, follow.next()).await.unwrap();
+        assert!(matches!(told, Err(Error::LedgerDeleted(_))), "{told:?}");
     }
 }

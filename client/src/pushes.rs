@@ -29,6 +29,7 @@ pub(crate) enum Pushed {
     /// The lane's next entry, verified.
     Entry(Entry),
     Confirmed(EntryId),
+    /// The bookie has no sound copy of the lane's next entry.
     Missing(EntryId, Refusal),
     /// The stream has ended or failed. Nothing follows.
     Ended(Refusal),
@@ -127,13 +128,18 @@ impl Lane {
     fn take(&mut self, frame: &Frame) -> Result<Pushed, Refusal> {
         match frame.kind {
             kind::ENTRY => {
-                let entry = Entry::decode(frame.body.clone())
-                    .map_err(|error| Refusal::Corrupt(error.to_string()))?;
-                if entry.header().ledger.get() != self.ledger {
-                    return Err(Refusal::Corrupt("pushed an entry of another ledger".to_owned()));
-                }
-                self.expect(entry.id())?;
-                Ok(Pushed::Entry(entry))
+                let corrupt = match Entry::decode(frame.body.clone()) {
+                    Ok(entry) if entry.header().ledger.get() == self.ledger => {
+                        self.expect(entry.id())?;
+                        return Ok(Pushed::Entry(entry));
+                    }
+                    Ok(_) => "it is an entry of another ledger".to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                // A lane has an order, so it can only be the copy of its next entry.
+                let entry = EntryId::new(self.next);
+                self.expect(entry)?;
+                Ok(Pushed::Missing(entry, Refusal::Corrupt(corrupt)))
             }
             kind::CONFIRMED => match decode_number(&frame.body).map(EntryId::new) {
                 Some(confirmed) if confirmed <= EntryId::MAX => Ok(Pushed::Confirmed(confirmed)),
@@ -155,5 +161,40 @@ impl Lane {
         }
         self.next = self.next.saturating_add(self.lanes);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use inkfast_protocol::{EntryHeader, LedgerId};
+
+    use super::*;
+
+    fn pushed(ledger: u64, entry: u64) -> Vec<u8> {
+        let header = EntryHeader {
+            ledger: LedgerId::new(ledger).unwrap(),
+            entry: EntryId::new(entry),
+            last_add_confirmed: None,
+            length: 0,
+            written_at_ms: 0,
+        };
+        Entry::encode(header, b"payload").bytes().to_vec()
+    }
+
+    #[test]
+    fn a_copy_that_is_corrupt_is_missing() {
+        let tail = Tail { ledger: 7, from: 2, to: None, lanes: 3, lane: 2, credit: 0 };
+        let mut damaged = pushed(7, 2);
+        damaged[30] ^= 1;
+        for body in [damaged, pushed(8, 2)] {
+            let taken = Lane::new(&tail).take(&Frame { kind: kind::ENTRY, body: body.into() });
+            let Ok(Pushed::Missing(entry, refusal)) = taken else { panic!("it is taken") };
+            assert_eq!(entry, EntryId::new(2));
+            assert!(matches!(refusal, Refusal::Corrupt(_)), "{refusal}");
+        }
+        let sound = Frame { kind: kind::ENTRY, body: pushed(7, 2).into() };
+        let mut lane = Lane::new(&tail);
+        assert!(matches!(lane.take(&sound), Ok(Pushed::Entry(_))));
+        assert!(lane.take(&sound).is_err(), "out of turn");
     }
 }

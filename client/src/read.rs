@@ -5,10 +5,10 @@ use std::mem;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::stream::{self, FuturesUnordered, Stream, StreamExt};
+use futures::stream::{FuturesUnordered, Stream, StreamExt};
 use inkfast_protocol::reader::{Action, Reader};
 use inkfast_protocol::{
-    BookieId, Entry, EntryId, LedgerId, LedgerMetadata, MetadataVersion, Places, Refusal, State,
+    BookieId, Entry, EntryId, LedgerId, LedgerMetadata, Places, Refusal, State,
 };
 use tokio::sync::mpsc;
 
@@ -16,12 +16,14 @@ use crate::Error;
 use crate::bookies::Bookies;
 use crate::catalog::{Catalog, Versioned};
 use crate::reads::{self, Answer, Reads};
-use crate::tail;
+use crate::tail::{self, Deliver};
 
 /// How many questions may wait for one bookie: more than the protocol's reader asks ahead.
 const QUESTIONS_MAX: usize = 4096;
 /// How many answers may wait for the reader. Then the streams wait, and with them the bookies.
 const ANSWERS_MAX: usize = 64;
+/// The bytes that may come for a user who does not take what came before; an entry more may.
+const UNTAKEN_BYTES_MAX: usize = 8 << 20;
 
 /// Reads a ledger. It never fences it, and any number of clients may read at once.
 #[derive(Clone)]
@@ -32,43 +34,43 @@ pub struct LedgerReader {
 }
 
 struct Known {
-    metadata: LedgerMetadata,
-    /// The highest entry that is known to be confirmed.
+    /// It only becomes newer.
+    metadata: Versioned,
+    /// The highest entry that anybody has told to be confirmed.
     confirmed: Option<EntryId>,
 }
 
+impl Known {
+    /// Returns the highest entry that may be read, and whether the ledger ends with it.
+    fn end(&self) -> (Option<EntryId>, bool) {
+        match self.metadata.1.state {
+            State::Closed { last, .. } => (last, true),
+            State::Open | State::InRecovery => (self.confirmed, false),
+        }
+    }
+}
+
 impl LedgerReader {
-    pub(crate) fn new(bookies: Bookies, catalog: Catalog, metadata: LedgerMetadata) -> Self {
+    pub(crate) fn new(bookies: Bookies, catalog: Catalog, metadata: Versioned) -> Self {
         let known = Arc::new(Mutex::new(Known { metadata, confirmed: None }));
         Self { bookies, catalog, known }
     }
 
     /// Returns the ledger's id.
     pub fn id(&self) -> LedgerId {
-        self.known(|known| known.metadata.ledger)
+        self.known(|known| known.metadata.1.ledger)
     }
 
     /// Returns the ledger's metadata as it was last read.
     pub fn metadata(&self) -> LedgerMetadata {
-        self.known(|known| known.metadata.clone())
+        self.versioned().1
     }
 
     /// Returns the highest entry that may be read: the end of a closed ledger; otherwise the
     /// highest last add confirmed that the bookies know, which is at least that of the last entry
     /// but one that was confirmed before the call. None when no entry is known to be confirmed.
     pub async fn last_add_confirmed(&self) -> Result<Option<EntryId>, Error> {
-        let mut metadata = self.metadata();
-        if !matches!(metadata.state, State::Closed { .. }) {
-            metadata = self.newest().await?.1;
-        }
-        let confirmed = match metadata.state {
-            State::Closed { last, .. } => last,
-            State::Open | State::InRecovery => self.quorum_read(&metadata).await?,
-        };
-        Ok(self.known(|known| {
-            known.confirmed = known.confirmed.max(confirmed);
-            known.confirmed
-        }))
+        Ok(self.find_end().await?.0)
     }
 
     /// Reads a run of entries, both ends included, in order.
@@ -76,23 +78,14 @@ impl LedgerReader {
     /// The stream ends after the last entry, or after an error. Before the first entry it makes
     /// sure that the whole run may be read, and otherwise its only item is
     /// [`Error::BeyondEnd`] or [`Error::NotConfirmed`]. Each entry is verified; where one bookie's
-    /// copy is bad or missing another's is read.
+    /// copy is bad or missing another's is read. An entry is [`Error::Unreadable`] only where the
+    /// newest metadata says it should be, so it is the metastore's error if that is away.
     pub fn read(
         &self,
         entries: RangeInclusive<EntryId>,
     ) -> impl Stream<Item = Result<Entry, Error>> + Send + use<> {
-        let (deliver, delivered) = mpsc::channel(1);
         let reader = self.clone();
-        tokio::spawn(async move {
-            if let Err(error) = reader.drive(entries, &deliver).await {
-                // Whoever dropped the stream does not want to know.
-                let _ = deliver.send(vec![Err(error)]).await;
-            }
-        });
-        let batches = stream::unfold(delivered, |mut delivered| async move {
-            delivered.recv().await.map(|batch| (batch, delivered))
-        });
-        batches.flat_map(stream::iter)
+        tail::spawn(move |deliver| async move { reader.drive(entries, &deliver).await })
     }
 
     /// Follows the ledger from an entry on, which need not be there yet, and gives each entry when
@@ -116,32 +109,54 @@ impl LedgerReader {
         &self.catalog
     }
 
-    /// Reads the metadata; what is known of it, as of the lowest version, if the metastore is away.
-    pub(crate) async fn newest(&self) -> Result<Versioned, Error> {
-        match self.catalog.ledger(self.id()).await {
-            Ok((version, metadata)) => {
-                self.note(&metadata);
-                Ok((version, metadata))
-            }
-            // What was known is enough to ask the bookies.
-            Err(error) if error.is_metastore_away() => {
-                tracing::warn!(ledger = %self.id(), %error, "reading on without it");
-                Ok((MetadataVersion(0), self.metadata()))
-            }
-            Err(error) => Err(error),
-        }
+    /// Returns the newest metadata that is known.
+    pub(crate) fn versioned(&self) -> Versioned {
+        self.known(|known| known.metadata.clone())
     }
 
     /// Notes metadata that was read.
-    pub(crate) fn note(&self, metadata: &LedgerMetadata) {
-        self.known(|known| known.metadata = metadata.clone());
+    pub(crate) fn note(&self, metadata: Versioned) {
+        self.known(|known| {
+            if metadata.0 > known.metadata.0 {
+                known.metadata = metadata;
+            }
+        });
+    }
+
+    /// Returns the highest entry that is known to be confirmed.
+    pub(crate) fn confirmed(&self) -> Option<EntryId> {
+        self.known(|known| known.end().0)
+    }
+
+    /// Notes that an entry, and with it every lower one, is confirmed.
+    pub(crate) fn note_confirmed(&self, confirmed: Option<EntryId>) {
+        self.known(|known| known.confirmed = known.confirmed.max(confirmed));
+    }
+
+    /// Finds out what is the highest entry that may be read, and whether the ledger ends with it.
+    async fn find_end(&self) -> Result<(Option<EntryId>, bool), Error> {
+        let ledger = self.id();
+        if !self.known(|known| known.end().1) {
+            match self.catalog.ledger(ledger).await {
+                Ok(metadata) => self.note(metadata),
+                // What was known is enough to ask the bookies.
+                Err(error) if error.is_metastore_away() => {
+                    tracing::warn!(%ledger, %error, "reading on without it");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if !self.known(|known| known.end().1) {
+            self.quorum_read(&self.metadata()).await?;
+        }
+        Ok(self.known(|known| known.end()))
     }
 
     /// Reads until all is delivered, or nobody wants it any more.
     async fn drive(
         &self,
         entries: RangeInclusive<EntryId>,
-        deliver: &mpsc::Sender<Vec<Result<Entry, Error>>>,
+        deliver: &Deliver,
     ) -> Result<(), Error> {
         self.check_readable(*entries.end()).await?;
         let (mut next, last) = entries.into_inner();
@@ -150,13 +165,12 @@ impl LedgerReader {
             let read = self.drive_reader(metadata.clone(), next..=last, deliver).await;
             let Err(Error::Unreadable { lost, .. }) = &read else { return read };
             // Nothing is lost before the newest metadata says where it should be.
-            let now = match self.catalog.ledger(metadata.ledger).await {
-                Ok((_, now)) => now,
-                Err(error) if error.is_metastore_away() => return read,
-                Err(error) => return Err(error),
-            };
-            self.note(&now);
-            if now.fragment_of(lost.entry).ensemble == metadata.fragment_of(lost.entry).ensemble {
+            tracing::warn!(ledger = %metadata.ledger, %lost, "reading where it should be");
+            let (version, now) = self.catalog.ledger(metadata.ledger).await?;
+            let is_where_it_was =
+                now.fragment_of(lost.entry).ensemble == metadata.fragment_of(lost.entry).ensemble;
+            self.note((version, now));
+            if is_where_it_was {
                 return read;
             }
             next = lost.entry;
@@ -168,11 +182,11 @@ impl LedgerReader {
         &self,
         metadata: LedgerMetadata,
         entries: RangeInclusive<EntryId>,
-        deliver: &mpsc::Sender<Vec<Result<Entry, Error>>>,
+        deliver: &Deliver,
     ) -> Result<(), Error> {
         let ledger = metadata.ledger;
         let mut reader = Reader::new(metadata, entries);
-        let (answer, mut answers) = mpsc::channel(ANSWERS_MAX);
+        let (mut answer, mut answers) = mpsc::channel(ANSWERS_MAX);
         let mut streams = BTreeMap::new();
         let (mut happened, mut batch) = (Vec::new(), Vec::new());
         loop {
@@ -189,14 +203,23 @@ impl LedgerReader {
                 }
             }
             // Whoever does not take what was read must not hold up the connection, which others
-            // share. What was asked for comes, and is bounded; no more is asked until it is taken.
+            // share: what was asked for is let come. If that is too much, it is asked again.
+            let (mut untaken_bytes, mut hung_up) = (0, false);
             while !batch.is_empty() {
                 tokio::select! {
                     room = deliver.reserve() => match room {
                         Ok(room) => room.send(mem::take(&mut batch)),
                         Err(_) => return Ok(()),
                     },
-                    _ = answers.recv_many(&mut happened, ANSWERS_MAX) => {}
+                    Some(came) = answers.recv() => {
+                        untaken_bytes += came.copy.as_ref().map_or(0, |copy| copy.bytes().len());
+                        happened.push(came);
+                        if untaken_bytes > UNTAKEN_BYTES_MAX {
+                            (answer, answers) = mpsc::channel(ANSWERS_MAX);
+                            streams.clear();
+                            (untaken_bytes, hung_up) = (0, true);
+                        }
+                    }
                 }
             }
             if let Some(ended) = ended {
@@ -207,6 +230,9 @@ impl LedgerReader {
                 answers.recv_many(&mut happened, ANSWERS_MAX).await;
             }
             happened.drain(..).for_each(|answer| tell(&mut reader, answer));
+            if hung_up {
+                reader.on_hung_up();
+            }
         }
     }
 
@@ -232,29 +258,20 @@ impl LedgerReader {
 
     /// Makes sure that an entry is confirmed, asking the bookies only if that is not known.
     async fn check_readable(&self, entry: EntryId) -> Result<(), Error> {
-        let end = |known: &mut Known| match known.metadata.state {
-            State::Closed { last, .. } => last,
-            State::Open | State::InRecovery => known.confirmed,
-        };
-        if self.known(end) >= Some(entry) {
-            return Ok(());
-        }
-        let last = self.last_add_confirmed().await?;
-        if last >= Some(entry) {
+        if self.confirmed() >= Some(entry) {
             return Ok(());
         }
         let ledger = self.id();
-        match self.metadata().state {
-            State::Closed { .. } => Err(Error::BeyondEnd { ledger, entry, last }),
-            State::Open | State::InRecovery => Err(Error::NotConfirmed { ledger, entry, last }),
+        match self.find_end().await? {
+            (last, _) if last >= Some(entry) => Ok(()),
+            (last, true) => Err(Error::BeyondEnd { ledger, entry, last }),
+            (last, false) => Err(Error::NotConfirmed { ledger, entry, last }),
         }
     }
 
-    /// Asks the last ensemble until every ack quorum has a bookie that has answered.
-    pub(crate) async fn quorum_read(
-        &self,
-        metadata: &LedgerMetadata,
-    ) -> Result<Option<EntryId>, Error> {
+    /// Asks the last ensemble until every ack quorum has a bookie that has answered. Notes what
+    /// is confirmed by what each says, also if they are too few.
+    pub(crate) async fn quorum_read(&self, metadata: &LedgerMetadata) -> Result<(), Error> {
         let fragment = metadata.last_fragment();
         let asked = fragment.ensemble.iter().enumerate().map(|(place, &bookie)| async move {
             (place, bookie, self.bookies.last_add_confirmed(bookie, metadata.ledger, false).await)
@@ -263,14 +280,14 @@ impl LedgerReader {
         let mut answered = Places::default();
         let mut refused: Vec<(BookieId, Refusal)> = Vec::new();
         // Every entry before the last fragment was confirmed when that was made.
-        let mut confirmed = fragment.first.previous();
+        self.note_confirmed(fragment.first.previous());
         while let Some((place, bookie, answer)) = asked.next().await {
             match answer {
                 Ok(knows) => {
                     answered.insert(place);
-                    confirmed = confirmed.max(knows);
+                    self.note_confirmed(knows);
                     if metadata.replication.is_fenced_by(answered) {
-                        return Ok(confirmed);
+                        return Ok(());
                     }
                 }
                 Err(refusal) => refused.push((bookie, refusal)),

@@ -1,10 +1,11 @@
 //! Following a ledger while it is written: drives the protocol's tail over the network.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::stream::{self, FuturesUnordered, Stream, StreamExt};
+use futures::stream::{self, BoxStream, FuturesUnordered, Stream, StreamExt};
 use inkfast_protocol::tail::{Action, Tail, TailError};
 use inkfast_protocol::{Entry, EntryId, LedgerId, MetadataVersion, messages};
 use tokio::sync::{mpsc, watch};
@@ -25,31 +26,38 @@ const BATCH_BYTES: i64 = 256 << 10;
 const TOLD_MAX: usize = 16;
 /// The pause after all bookies of an entry have failed.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long an entry that is confirmed may be nowhere to be had.
+/// The longest that a bookie that is late gets before another is tried. It begins with the read
+/// deadline, and doubles each time: under load, or over a slow link, another would be late too.
+const LATENESS_MAX: Duration = Duration::from_secs(8);
+/// How long an entry that is confirmed may be nowhere to be had, before all are asked once more.
 const OVERDUE: Duration = Duration::from_secs(30);
 /// After how long without a word the bookies are asked how far the ledger is confirmed: those
 /// that push may have lost the writer, and others not.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// Hands what is delivered to the user, a batch at a time.
-type Deliver = mpsc::Sender<Vec<Result<Entry, Error>>>;
+pub(crate) type Deliver = mpsc::Sender<Vec<Result<Entry, Error>>>;
 
 /// Follows a ledger in a task of its own, which ends when the stream is dropped.
 pub(crate) fn start(
     reader: LedgerReader,
     from: EntryId,
 ) -> impl Stream<Item = Result<Entry, Error>> + Send + use<> {
+    spawn(move |deliver| async move { Driver::new(reader, from).run(&deliver).await })
+}
+
+/// Runs what delivers batches in a task of its own, until it is done or the stream is dropped.
+/// Its error is the last item of the stream.
+pub(crate) fn spawn<F: Future<Output = Result<(), Error>> + Send>(
+    run: impl FnOnce(Deliver) -> F + Send + 'static,
+) -> BoxStream<'static, Result<Entry, Error>> {
     let (deliver, delivered) = mpsc::channel(1);
     tokio::spawn(async move {
-        let driven = async {
-            let known = reader.newest().await?;
-            Driver::new(reader, known, from).run(&deliver).await
-        };
-        let driven = tokio::select! {
-            driven = driven => driven,
+        let ran = tokio::select! {
+            ran = run(deliver.clone()) => ran,
             () = deliver.closed() => return,
         };
-        if let Err(error) = driven {
+        if let Err(error) = ran {
             // Whoever dropped the stream does not want to know.
             let _ = deliver.send(vec![Err(error)]).await;
         }
@@ -57,7 +65,7 @@ pub(crate) fn start(
     let batches = stream::unfold(delivered, |mut delivered| async move {
         delivered.recv().await.map(|batch| (batch, delivered))
     });
-    batches.flat_map(stream::iter)
+    batches.flat_map(stream::iter).boxed()
 }
 
 struct Driver {
@@ -88,26 +96,33 @@ struct Lane {
     left: i64,
     /// What has come, on this stream or an earlier one, and is not taken by the user.
     untaken: i64,
+    /// How long an entry may be waited for until another bookie is tried.
+    lateness: Duration,
 }
 
 /// The entry that is waited for.
 #[derive(Clone, Copy)]
 struct Waiting {
     entry: EntryId,
+    lane: usize,
+    since: Instant,
     late_at: Instant,
     overdue_at: Instant,
 }
 
 enum Answer {
     Metadata(Result<Versioned, Error>),
-    Confirmed(Result<Option<EntryId>, Error>),
+    Confirmed(Result<(), Error>),
 }
 
 impl Driver {
-    fn new(reader: LedgerReader, (version, metadata): Versioned, from: EntryId) -> Self {
+    /// Begins with the metadata that is known; if there is newer, that will be told.
+    fn new(reader: LedgerReader, from: EntryId) -> Self {
+        let (version, metadata) = reader.versioned();
         let ledger = metadata.ledger;
         let (tell, told) = mpsc::channel(TOLD_MAX);
-        let lane = |_| Lane { granted: watch::Sender::new(0), left: 0, untaken: 0 };
+        let lateness = reader.bookies().deadlines().read;
+        let lane = |_| Lane::new(lateness);
         Self {
             news: Follow::start(reader.catalog().clone(), ledger, version),
             lanes: (0..metadata.replication.ensemble()).map(lane).collect(),
@@ -130,7 +145,11 @@ impl Driver {
     async fn run(mut self, deliver: &Deliver) -> Result<(), Error> {
         loop {
             if let Some(ended) = self.act() {
-                while !self.ready.is_empty() && deliver.send(self.take_batch()).await.is_ok() {}
+                let mut ready = mem::take(&mut self.ready);
+                // What is still pushed must not wait in the connection, which others share, until
+                // the user has taken what is ready.
+                drop(self);
+                while !ready.is_empty() && deliver.send(batch_of(&mut ready)).await.is_ok() {}
                 return ended;
             }
             self.note_waiting();
@@ -167,7 +186,10 @@ impl Driver {
                     };
                     self.follow(lane, Pushes { stream, bookie, tail });
                 }
-                Action::Deliver(entry) => self.ready.push_back(entry),
+                Action::Deliver(entry) => {
+                    self.reader.note_confirmed(Some(entry.id()));
+                    self.ready.push_back(entry);
+                }
                 Action::ReadMetadata => {
                     self.reading = true;
                     let catalog = self.reader.catalog().clone();
@@ -193,16 +215,18 @@ impl Driver {
         if let Some(waiting) = &mut self.waiting
             && waiting.entry.get() == pushes.tail.from
         {
-            waiting.late_at = Instant::now() + self.reader.bookies().deadlines().read;
+            waiting.late_at = Instant::now() + self.lanes[lane].lateness;
         }
         let (bookies, granted) = (self.reader.bookies().clone(), self.lanes[lane].begin(credit));
         tokio::spawn(pushes::run(bookies, pushes, granted, self.tell.clone()));
     }
 
     fn on_told(&mut self, Told { stream, pushed }: Told) {
-        self.quiet_since = Instant::now();
         for pushed in pushed {
-            let Some(lane) = self.tail.lane_of(stream) else { return };
+            let Some((lane, bookie)) = self.tail.source_of(stream) else { return };
+            if matches!(pushed, Pushed::Entry(_) | Pushed::Confirmed(_)) {
+                self.quiet_since = Instant::now();
+            }
             match pushed {
                 Pushed::Entry(entry) => {
                     self.lanes[lane].note_pushed(bytes_of(&entry));
@@ -210,11 +234,12 @@ impl Driver {
                 }
                 Pushed::Confirmed(confirmed) => self.tail.on_confirmed(confirmed),
                 Pushed::Missing(entry, refusal) => {
-                    tracing::warn!(ledger = %self.ledger, %entry, %refusal, "a copy is missing");
+                    let ledger = self.ledger;
+                    tracing::warn!(%ledger, %bookie, %entry, %refusal, "a copy cannot be read");
                     self.tail.on_missing(stream, entry, refusal);
                 }
                 Pushed::Ended(refusal) => {
-                    tracing::debug!(ledger = %self.ledger, lane, %refusal, "a stream has ended");
+                    tracing::debug!(ledger = %self.ledger, %bookie, %refusal, "a stream has ended");
                     self.tail.on_failed(stream, &refusal.to_string());
                 }
             }
@@ -225,7 +250,7 @@ impl Driver {
         match news {
             Ok((version, metadata)) if version > self.version => {
                 self.version = version;
-                self.reader.note(&metadata);
+                self.reader.note((version, metadata.clone()));
                 self.tail.on_metadata(metadata);
             }
             Ok(_) => {}
@@ -253,10 +278,14 @@ impl Driver {
                     read => return self.on_news(read),
                 }
             }
-            Answer::Confirmed(Ok(Some(confirmed))) => self.tail.on_confirmed(confirmed),
-            Answer::Confirmed(Ok(None)) => {}
-            Answer::Confirmed(Err(error)) => {
-                tracing::debug!(ledger = %self.ledger, %error, "nobody knows what is confirmed");
+            Answer::Confirmed(asked) => {
+                if let Err(error) = asked {
+                    tracing::debug!(ledger = %self.ledger, %error, "more may be confirmed");
+                }
+                // What one has said counts, also if too few have.
+                if let Some(confirmed) = self.reader.confirmed() {
+                    self.tail.on_confirmed(confirmed);
+                }
             }
         }
         Ok(())
@@ -276,10 +305,14 @@ impl Driver {
             self.tail.on_retry();
         }
         if let Some(waiting) = &mut self.waiting {
+            let lane = &mut self.lanes[waiting.lane];
             if waiting.overdue_at <= now {
+                // If this process stood still, what was pushed meanwhile is still to be heard.
+                (waiting.overdue_at, waiting.late_at) = (now + OVERDUE, now + lane.lateness);
                 self.tail.on_overdue();
             } else if waiting.late_at <= now {
-                waiting.late_at = now + self.reader.bookies().deadlines().read;
+                lane.note_late();
+                waiting.late_at = now + lane.lateness;
                 self.tail.on_late();
             }
         }
@@ -295,29 +328,29 @@ impl Driver {
     /// Notes since when the next entry is waited for. It is not while its lane may push nothing,
     /// because the user has not taken what was pushed before.
     fn note_waiting(&mut self) {
-        let entry = self.tail.waits_for().filter(|entry| {
-            let lane = usize::try_from(entry.get() % self.lanes.len() as u64).unwrap_or(0);
-            self.lanes[lane].left > 0
-        });
-        if self.waiting.map(|waiting| waiting.entry) != entry {
-            let now = Instant::now();
-            let late_at = now + self.reader.bookies().deadlines().read;
-            let since = |entry| Waiting { entry, late_at, overdue_at: now + OVERDUE };
-            self.waiting = entry.map(since);
+        let waits_for = self.tail.waits_for();
+        let has_credit = |entry: &EntryId| self.lanes[self.tail.lane_with(*entry)].left > 0;
+        let entry = waits_for.filter(has_credit);
+        if self.waiting.map(|waiting| waiting.entry) == entry {
+            return;
         }
+        if let Some(came) = self.waiting.filter(|waiting| Some(waiting.entry) != waits_for) {
+            let least = self.reader.bookies().deadlines().read;
+            self.lanes[came.lane].note_came(came.since.elapsed(), least);
+        }
+        let now = Instant::now();
+        self.waiting = entry.map(|entry| {
+            let lane = self.tail.lane_with(entry);
+            let late_at = now + self.lanes[lane].lateness;
+            Waiting { entry, lane, since: now, late_at, overdue_at: now + OVERDUE }
+        });
     }
 
     /// Takes what is handed to the user next, and lets as much more be pushed.
     fn take_batch(&mut self) -> Vec<Result<Entry, Error>> {
-        let lanes = self.lanes.len() as u64;
-        let (mut batch, mut bytes) = (Vec::new(), 0);
-        while bytes < BATCH_BYTES
-            && let Some(entry) = self.ready.pop_front()
-        {
-            let lane = usize::try_from(entry.id().get() % lanes).unwrap_or(0);
-            self.lanes[lane].untaken -= bytes_of(&entry);
-            bytes += bytes_of(&entry);
-            batch.push(Ok(entry));
+        let batch = batch_of(&mut self.ready);
+        for entry in batch.iter().flatten() {
+            self.lanes[self.tail.lane_with(entry.id())].untaken -= bytes_of(entry);
         }
         let credit = self.lane_credit();
         self.lanes.iter_mut().for_each(|lane| lane.grant(credit));
@@ -332,11 +365,25 @@ impl Driver {
 }
 
 impl Lane {
+    fn new(lateness: Duration) -> Self {
+        Self { granted: watch::Sender::new(0), left: 0, untaken: 0, lateness }
+    }
+
     /// Begins another stream, and ends the one before.
     fn begin(&mut self, credit: i64) -> watch::Receiver<u64> {
         self.left = (credit - self.untaken).max(0);
         self.granted = watch::Sender::new(u64::try_from(self.left).unwrap_or(0));
         self.granted.subscribe()
+    }
+
+    /// Gives the next bookie more time.
+    fn note_late(&mut self) {
+        self.lateness = (self.lateness * 2).min(LATENESS_MAX);
+    }
+
+    /// Gives the next entry as much time as one that was waited for has taken, and as much again.
+    fn note_came(&mut self, took: Duration, least: Duration) {
+        self.lateness = (took * 2).min(LATENESS_MAX).max(least);
     }
 
     fn note_pushed(&mut self, bytes: i64) {
@@ -355,6 +402,18 @@ impl Lane {
     }
 }
 
+/// Takes what is handed to the user at once.
+fn batch_of(ready: &mut VecDeque<Entry>) -> Vec<Result<Entry, Error>> {
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    while bytes < BATCH_BYTES
+        && let Some(entry) = ready.pop_front()
+    {
+        bytes += bytes_of(&entry);
+        batch.push(Ok(entry));
+    }
+    batch
+}
+
 fn bytes_of(entry: &Entry) -> i64 {
     i64::try_from(entry.bytes().len()).unwrap_or(i64::MAX)
 }
@@ -368,7 +427,7 @@ mod tests {
 
     #[test]
     fn what_is_not_taken_is_bounded_and_whoever_takes_all_gets_more() {
-        let mut lane = Lane { granted: watch::Sender::new(0), left: 0, untaken: 0 };
+        let mut lane = Lane::new(Duration::ZERO);
         let mut granted = lane.begin(CREDIT);
         let (mut pushed, mut random) = (0, fastrand::Rng::with_seed(7));
         for _ in 0..10_000 {
@@ -389,5 +448,24 @@ mod tests {
             lane.grant(CREDIT);
             assert!(lane.untaken > 0 || pushed < *granted.borrow(), "nothing more can come");
         }
+    }
+
+    #[test]
+    fn a_slow_link_is_given_the_time_that_it_needs() {
+        let (least, needed) = (Duration::from_secs(1), Duration::from_secs(6));
+        let (mut lane, mut late) = (Lane::new(least), 0);
+        for _ in 0..10 {
+            let mut took = Duration::ZERO;
+            while lane.lateness < needed {
+                // All that has come of the entry is thrown away.
+                took += lane.lateness;
+                lane.note_late();
+                late += 1;
+                assert!(late <= 3, "it begins anew too often");
+            }
+            lane.note_came(took + needed, least);
+        }
+        lane.note_came(Duration::ZERO, least);
+        assert_eq!(lane.lateness, least);
     }
 }

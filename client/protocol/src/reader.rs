@@ -106,10 +106,7 @@ impl Reader {
         let is_lowest = self.asked.first_key_value().is_some_and(|(id, _)| *id == entry.id());
         if self.held_bytes + bytes > AHEAD_BYTES_MAX && !is_lowest {
             // The entries have grown. What does not fit is asked again when its turn comes.
-            self.next_to_ask = entry.id();
-            for dropped in self.asked.split_off(&entry.id()).into_values() {
-                self.held_bytes -= dropped.bytes();
-            }
+            self.begin_again(entry.id());
         } else {
             self.held_bytes += bytes;
             self.asked.insert(entry.id(), Asked::Here(entry));
@@ -135,6 +132,18 @@ impl Reader {
         self.on_refused(bookie, entry, Refusal::Unknown(why.to_owned()));
     }
 
+    /// Notes that nobody listens any more to those that were asked: what has not come is asked
+    /// again, and not more of it than fits by the size of what has come.
+    pub fn on_hung_up(&mut self) {
+        let is_waiting = |asked: &Asked| matches!(asked, Asked::Waiting { .. });
+        let first = self.asked.iter().find(|(_, asked)| is_waiting(asked)).map(|(entry, _)| *entry);
+        if let Some(first) = first {
+            self.actions.retain(|action| !matches!(action, Action::Ask { .. }));
+            self.begin_again(first);
+            self.go_on();
+        }
+    }
+
     /// Returns the next thing to be done.
     pub fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
@@ -142,6 +151,14 @@ impl Reader {
 
     fn waits_for(&self, from: BookieId, entry: EntryId) -> bool {
         matches!(self.asked.get(&entry), Some(Asked::Waiting { bookie, .. }) if *bookie == from)
+    }
+
+    /// Forgets what was asked and what has come from an entry on.
+    fn begin_again(&mut self, entry: EntryId) {
+        self.next_to_ask = entry;
+        for dropped in self.asked.split_off(&entry).into_values() {
+            self.held_bytes -= dropped.bytes();
+        }
     }
 
     /// Delivers what has come in order, and asks for more as far as it may.

@@ -50,6 +50,9 @@ struct Lane {
     tried: BTreeSet<BookieId>,
     /// What each bookie has last said of the next entry, in the order in which they said it.
     refused: Vec<(BookieId, Refusal)>,
+    /// All have got long enough to give the next entry: when they have failed once more, it is
+    /// lost.
+    overdue: bool,
 }
 
 /// Where the entries of a lane come from.
@@ -123,6 +126,7 @@ impl Tail {
             source: Source::Pausing,
             tried: BTreeSet::new(),
             refused: Vec::new(),
+            overdue: false,
         };
         let mut tail = Self {
             next: from,
@@ -150,11 +154,12 @@ impl Tail {
         self.silent.remove(&bookie);
         self.note_confirmed(entry.header().last_add_confirmed);
         let lanes = self.lanes.len() as u64;
-        let Lane { next, held, tried, refused, .. } = &mut self.lanes[lane];
+        let Lane { next, held, tried, refused, overdue, .. } = &mut self.lanes[lane];
         *next = EntryId::new(next.get().saturating_add(lanes));
         held.push_back(entry);
         tried.clear();
         refused.clear();
+        *overdue = false;
         self.deliver();
         self.settle(lane);
     }
@@ -245,11 +250,16 @@ impl Tail {
         }
     }
 
-    /// Notes that the entry that is [waited for](Self::waits_for) has not come at all.
+    /// Notes that the entry that is [waited for](Self::waits_for) has been waited for long enough.
+    /// Its whole write set is asked once more, and then the metadata: perhaps nobody has listened
+    /// all the time, so that nobody is to blame. Then it is lost.
     pub fn on_overdue(&mut self) {
         if let Some(entry) = self.waits_for() {
-            let refused = self.lanes[self.lane_with(entry)].refused.clone();
-            self.end(Action::Fail(Lost { entry, refused }.into()));
+            let lane = self.lane_with(entry);
+            let Lane { tried, overdue, .. } = &mut self.lanes[lane];
+            if !std::mem::replace(overdue, true) {
+                tried.clear();
+            }
         }
     }
 
@@ -264,17 +274,14 @@ impl Tail {
         (is_confirmed && !self.ended).then_some(self.next)
     }
 
-    /// Returns the lane that a stream pushes; none if the stream was replaced.
-    pub fn lane_of(&self, stream: StreamNumber) -> Option<usize> {
-        self.source_of(stream).map(|(lane, _)| lane)
-    }
-
-    fn lane_with(&self, entry: EntryId) -> usize {
+    /// Returns the lane that has an entry.
+    pub fn lane_with(&self, entry: EntryId) -> usize {
         // The remainder is below the number of lanes, so it fits.
         usize::try_from(entry.get() % self.lanes.len() as u64).unwrap_or(0)
     }
 
-    fn source_of(&self, stream: StreamNumber) -> Option<(usize, BookieId)> {
+    /// Returns the lane that a stream pushes, and the bookie; none if the stream was replaced.
+    pub fn source_of(&self, stream: StreamNumber) -> Option<(usize, BookieId)> {
         self.lanes.iter().enumerate().find_map(|(lane, of)| match of.source {
             Source::Stream { number, bookie, .. } if number == stream => Some((lane, bookie)),
             _ => None,
@@ -365,9 +372,10 @@ impl Tail {
 
     /// Decides what becomes of a lane whose write set, and there is no other, has failed.
     fn judge(&mut self, lane: usize) {
-        let Lane { next, refused, .. } = &self.lanes[lane];
+        let Lane { next, tried, refused, overdue, .. } = &self.lanes[lane];
         let is_definite = |said: &Refusal| matches!(said, Refusal::Absent | Refusal::Corrupt(_));
-        if refused.iter().all(|(_, said)| is_definite(said)) {
+        let is_overdue = *overdue && self.write_set(*next).all(|bookie| tried.contains(&bookie));
+        if is_overdue || refused.iter().all(|(_, said)| is_definite(said)) {
             let lost = Lost { entry: *next, refused: refused.clone() };
             self.end(Action::Fail(lost.into()));
         } else {

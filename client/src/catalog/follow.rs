@@ -1,6 +1,6 @@
 //! Following what changes in the catalog: the bookies that run, and one ledger's metadata.
 
-use inkfast_metastore::{Change, Version, Watch};
+use inkfast_metastore::{Change, Scan, Version, Watch};
 use inkfast_protocol::{BookieId, LedgerId};
 use prost::Message;
 
@@ -28,11 +28,20 @@ impl Catalog {
         Ok((registrations, Registrations(changes)))
     }
 
-    /// Tells what changes in a ledger's metadata after a version of it.
-    pub async fn follow_ledger(&self, known: &Versioned) -> Result<Ledger, Error> {
-        let (version, metadata) = known;
-        let id = metadata.ledger;
-        let changes = self.store.watch(&ledger_key(id), Version::new(version.0)).await?;
+    /// Returns a ledger's metadata, and the revision from which on it may be followed.
+    pub async fn ledger_at(&self, id: LedgerId) -> Result<(Versioned, Version), Error> {
+        // No key of a ledger begins with another's. A key's own version would not do: watches
+        // forget revisions, and to them those of before a restart are forgotten.
+        let page = self.store.scan(Scan { limit: 1, ..Scan::new(ledger_key(id)) }).await?;
+        match page.entries.first() {
+            Some(found) => Ok((decode(found)?, page.revision)),
+            None => Err(self.missing(id).await?),
+        }
+    }
+
+    /// Tells what changes in a ledger's metadata after it was read.
+    pub async fn follow_ledger(&self, id: LedgerId, read_at: Version) -> Result<Ledger, Error> {
+        let changes = self.store.watch(&ledger_key(id), read_at).await?;
         Ok(Ledger { id, changes })
     }
 }

@@ -46,6 +46,8 @@ pub(crate) enum Input {
         #[arg(key)]
         by: Name,
     },
+    /// Nobody listens any more to those that were asked.
+    HungUp,
     /// What happens in the metastore.
     #[command(other)]
     Metastore(Command),
@@ -72,6 +74,7 @@ impl goldenscript::Runner for Runner {
             Input::Silent { entry, by } => {
                 self.reader()?.on_silent(by.0, EntryId::new(*entry), "no answer");
             }
+            Input::HungUp => self.reader()?.on_hung_up(),
             Input::Metastore(command) => {
                 if let Told::Nothing(words) = self.metastore.run(command)? {
                     return Ok(words);
