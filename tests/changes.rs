@@ -4,14 +4,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::TryStreamExt;
 use futures::future::{join_all, try_join_all};
-use inkfast::{
-    BookieId, Client, CreateOptions, EntryId, Error, LedgerReader, LedgerWriter, Replication, State,
-};
+use inkfast::{BookieId, Client, CreateOptions, EntryId, Error, LedgerWriter, Replication, State};
 use inkfast_cli::cluster::Cluster;
 use tokio::time::timeout;
+
+use support::{cluster, payloads};
+
+mod support;
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -44,15 +44,8 @@ async fn replace(cluster: &mut Cluster, bookie: BookieId, client: &Client, write
     cluster.start_bookie(number).await.unwrap();
 }
 
-async fn payloads(reader: &LedgerReader) -> Vec<Bytes> {
-    let Some(last) = reader.last_add_confirmed().await.unwrap() else { return Vec::new() };
-    let entries = reader.read(EntryId::FIRST..=last);
-    entries.map_ok(|entry| entry.payload()).try_collect().await.unwrap()
-}
-
 async fn a_whole_ensemble_is_replaced(replication: Replication, bookies: usize) {
-    let mut cluster = Cluster::temporary(bookies).await.unwrap();
-    let client = cluster.client().await.unwrap();
+    let (mut cluster, client) = cluster(bookies).await;
     let writer = client.create_ledger(options(replication)).await.unwrap();
     let reader = client.open_ledger(writer.id()).await.unwrap();
     let first = reader.metadata().last_fragment().ensemble.clone();
@@ -88,8 +81,7 @@ async fn writer_and_reader_go_on_when_a_whole_striped_ensemble_is_replaced() {
 
 #[tokio::test]
 async fn a_bookie_that_comes_back_is_taken_back_where_there_is_no_other() {
-    let mut cluster = Cluster::temporary(3).await.unwrap();
-    let client = cluster.client().await.unwrap();
+    let (mut cluster, client) = cluster(3).await;
     let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
     // Each is needed when the next is away.
     for number in [0, 1, 2, 0] {
@@ -127,8 +119,7 @@ async fn appends_fail_when_they_have_waited_for_a_quorum_for_too_long() {
 
 #[tokio::test]
 async fn the_last_entry_is_seen_though_nothing_is_appended_after_it() {
-    let cluster = Cluster::temporary(3).await.unwrap();
-    let client = cluster.client().await.unwrap();
+    let (cluster, client) = cluster(3).await;
     let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
     let last = append(&writer, "last").await.unwrap();
     let reader = cluster.client().await.unwrap().open_ledger(writer.id()).await.unwrap();
@@ -140,8 +131,7 @@ async fn the_last_entry_is_seen_though_nothing_is_appended_after_it() {
 
 #[tokio::test]
 async fn a_thousand_writers_of_one_client_write_at_once() {
-    let mut cluster = Cluster::temporary(4).await.unwrap();
-    let client = cluster.client().await.unwrap();
+    let (mut cluster, client) = cluster(4).await;
     let mut writers = Vec::new();
     for _ in 0..MANY {
         writers.push(client.create_ledger(CreateOptions::default()).await.unwrap());

@@ -7,32 +7,21 @@ use bytes::Bytes;
 use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
 use inkfast::catalog::Catalog;
-use inkfast::{
-    Client, CreateOptions, EntryId, Error, LedgerReader, PAYLOAD_BYTES_MAX, Replication, State,
-};
-use inkfast_cli::cluster::Cluster;
+use inkfast::{CreateOptions, EntryId, Error, PAYLOAD_BYTES_MAX, Replication, State};
 use inkfast_metastore::{DEFAULT_TIMEOUT, Metastore, RemoteMetastore, Scan};
 use inkfast_wire::{Endpoint, Identity, Net, Role};
 use uuid::Uuid;
 
+use support::{cluster, payloads};
+
+mod support;
+
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-async fn cluster() -> (Cluster, Client) {
-    let cluster = Cluster::temporary(3).await.unwrap();
-    let client = cluster.client().await.unwrap();
-    (cluster, client)
-}
-
-async fn payloads(reader: &LedgerReader) -> Vec<Bytes> {
-    let Some(last) = reader.last_add_confirmed().await.unwrap() else { return Vec::new() };
-    let entries = reader.read(EntryId::FIRST..=last);
-    entries.map_ok(|entry| entry.payload()).try_collect().await.unwrap()
-}
-
 #[tokio::test]
 async fn entries_are_numbered_in_the_order_of_the_calls() {
-    let (cluster, client) = cluster().await;
+    let (cluster, client) = cluster(3).await;
     let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
     // More bytes than there is room for, so that most calls wait.
     let calls = (0..60_u8).map(|n| writer.append(vec![n; 200_000]));
@@ -50,7 +39,7 @@ async fn entries_are_numbered_in_the_order_of_the_calls() {
 
 #[tokio::test]
 async fn an_entry_over_the_limit_is_refused_and_the_writer_goes_on() {
-    let (cluster, client) = cluster().await;
+    let (cluster, client) = cluster(3).await;
     let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
     let refused = writer.append(vec![0; PAYLOAD_BYTES_MAX + 1]).await;
     assert!(matches!(refused, Err(Error::EntryTooLarge(bytes)) if bytes == PAYLOAD_BYTES_MAX + 1));
@@ -66,7 +55,7 @@ async fn an_entry_over_the_limit_is_refused_and_the_writer_goes_on() {
 
 #[tokio::test]
 async fn a_writer_that_was_taken_over_is_fenced_and_changes_nothing() {
-    let (cluster, client) = cluster().await;
+    let (cluster, client) = cluster(3).await;
     let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
     writer.append("a").await.unwrap().await.unwrap();
     let other = cluster.client().await.unwrap();
@@ -87,7 +76,7 @@ async fn a_writer_that_was_taken_over_is_fenced_and_changes_nothing() {
 
 #[tokio::test]
 async fn a_flush_after_a_failure_says_so() {
-    let (cluster, client) = cluster().await;
+    let (cluster, client) = cluster(3).await;
     let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
     writer.append("a").await.unwrap().await.unwrap();
     cluster.client().await.unwrap().recover_ledger(writer.id()).await.unwrap();
@@ -101,7 +90,7 @@ async fn a_flush_after_a_failure_says_so() {
 
 #[tokio::test]
 async fn a_reader_of_an_open_ledger_does_not_disturb_its_writer() {
-    let (cluster, client) = cluster().await;
+    let (cluster, client) = cluster(3).await;
     let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
     let reader = client.open_ledger(writer.id()).await.unwrap();
     assert_eq!(reader.last_add_confirmed().await.unwrap(), None);
@@ -127,7 +116,7 @@ async fn a_reader_of_an_open_ledger_does_not_disturb_its_writer() {
 
 #[tokio::test]
 async fn many_reads_at_once_share_their_clients_connections() {
-    let (cluster, client) = cluster().await;
+    let (cluster, client) = cluster(3).await;
     let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
     writer.append("a").await.unwrap().await.unwrap();
     let ledger = writer.id();
@@ -142,7 +131,7 @@ async fn many_reads_at_once_share_their_clients_connections() {
 
 #[tokio::test]
 async fn a_ledger_without_entries_is_closed_and_recovered() {
-    let (cluster, client) = cluster().await;
+    let (cluster, client) = cluster(3).await;
     let end = State::Closed { last: None, length: 0 };
     let writer = client.create_ledger(CreateOptions::default()).await.unwrap();
     let (closed, left) = (writer.id(), client.create_ledger(CreateOptions::default()).await);
@@ -156,7 +145,7 @@ async fn a_ledger_without_entries_is_closed_and_recovered() {
 
 #[tokio::test]
 async fn a_request_creates_one_ledger() {
-    let (cluster, client) = cluster().await;
+    let (cluster, client) = cluster(3).await;
     let request = Some(Uuid::from_u128(7));
     let options = CreateOptions { request, ..CreateOptions::default() };
     let writer = client.create_ledger(options.clone()).await.unwrap();
@@ -178,7 +167,7 @@ async fn a_request_creates_one_ledger() {
 
 #[tokio::test]
 async fn a_request_that_is_sent_twice_at_once_gives_one_writer() {
-    let (cluster, client) = cluster().await;
+    let (cluster, client) = cluster(3).await;
     for request in 0..10 {
         let request = Some(Uuid::from_u128(request));
         let options = CreateOptions { request, ..CreateOptions::default() };
@@ -195,7 +184,7 @@ async fn a_request_that_is_sent_twice_at_once_gives_one_writer() {
 
 #[tokio::test]
 async fn ledgers_are_listed_by_namespace_and_gone_when_deleted() {
-    let (cluster, client) = cluster().await;
+    let (cluster, client) = cluster(3).await;
     let mut ids = Vec::new();
     for n in 0..6 {
         let namespace = ["even", "odd"][n % 2].to_owned();
@@ -222,7 +211,7 @@ async fn ledgers_are_listed_by_namespace_and_gone_when_deleted() {
 
 #[tokio::test]
 async fn more_bookies_than_there_are_make_no_ledger() {
-    let (cluster, client) = cluster().await;
+    let (cluster, client) = cluster(3).await;
     let replication = Replication::new(4, 3, 2).unwrap();
     let options = CreateOptions { replication, ..CreateOptions::default() };
     let refused = client.create_ledger(options).await.err();
@@ -232,7 +221,7 @@ async fn more_bookies_than_there_are_make_no_ledger() {
 
 #[tokio::test]
 async fn a_bookie_that_lost_its_lease_registers_again() {
-    let (cluster, _client) = cluster().await;
+    let (cluster, _client) = cluster(3).await;
     let identity = Identity::load(cluster.dir(), Role::Admin, None).unwrap();
     let endpoint = Endpoint::client(&Net::Os, &identity, Uuid::new_v4(), None).unwrap();
     let address = vec![cluster.metastore_address().to_string()];

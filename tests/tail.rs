@@ -162,10 +162,13 @@ async fn tails_that_are_not_taken_do_not_disturb_their_client() {
     writer.close().await.unwrap();
     // They have not lost anything.
     for mut tail in untaken.into_iter().take(3) {
-        for id in 0..200 {
-            assert_eq!(tail.try_next().await.unwrap().unwrap().id(), EntryId::new(id));
-        }
-        assert!(tail.next().await.is_none());
+        let rest = async {
+            for id in 0..200 {
+                assert_eq!(tail.try_next().await.unwrap().unwrap().id(), EntryId::new(id));
+            }
+            assert!(tail.next().await.is_none());
+        };
+        tokio::time::timeout(PATIENCE, rest).await.unwrap();
     }
     cluster.stop().await;
 }

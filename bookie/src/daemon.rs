@@ -90,7 +90,7 @@ impl Bookie {
         let endpoint = Endpoint::server(&config.net, &config.identity, server).await?;
         let address = endpoint.local_addr()?;
         let read_only = store.read_only();
-        let service = tokio::spawn(serve(endpoint.clone(), BookieService { store }));
+        let service = tokio::spawn(serve(endpoint.clone(), BookieService::new(store)));
         let registrar = Registrar {
             store: metastore_store,
             bookie: identity.id,

@@ -14,6 +14,7 @@
 //!   "unknown", and refuses writers, since a fence may be among what was lost.
 //! * After a failed write or sync it takes no more writes until it is started again, and still
 //!   serves what it has.
+//! * A client that is slow, or does not read what it asked for, delays itself only.
 //! * An empty directory is a new bookie, whatever address it is started on.
 //!
 //! # Layers

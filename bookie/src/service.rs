@@ -3,10 +3,13 @@
 //! The messages are those of [`inkfast_protocol::messages`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use inkfast_protocol::messages::{Fence, LedgerState, kind};
 use inkfast_protocol::{EntryId, Refusal};
-use inkfast_wire::{Frame, FrameSender, Peer, Service, Stream};
+use inkfast_wire::{Frame, FrameSender, Frames, Peer, Service, Stream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::store::Store;
 
@@ -14,13 +17,26 @@ mod adds;
 mod reads;
 mod tail;
 
-/// Serves the streams of all clients.
+/// The bytes of entries that were read for one connection and are not sent yet, at most. Each
+/// connection has room of its own, so that a slow client delays itself only.
+const UNSENT_BYTES_MAX: usize = 8 << 20;
+/// How long entries may wait until their connection takes them. A stream that its client does not
+/// read is given up then: it holds room that the others of the connection need.
+const SEND_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Serves the streams of one connection.
 #[derive(Clone)]
 pub(crate) struct BookieService {
-    pub(crate) store: Store,
+    store: Store,
+    /// For entries, from before they are read until they are sent.
+    room: Arc<Semaphore>,
 }
 
 impl Service for BookieService {
+    fn for_connection(&self) -> Self {
+        Self::new(self.store.clone())
+    }
+
     async fn serve(&self, peer: Arc<Peer>, mut stream: Stream) {
         let served = match stream.receiver.next().await {
             Ok(Some(frame)) => match frame.kind {
@@ -45,6 +61,10 @@ impl Service for BookieService {
 type Served = Result<(), inkfast_wire::Error>;
 
 impl BookieService {
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store, room: Arc::new(Semaphore::new(UNSENT_BYTES_MAX)) }
+    }
+
     async fn serve_fence(&self, request: &Frame, mut stream: Stream) -> Served {
         match self.fence(request).await {
             Ok(state) => {
@@ -68,6 +88,12 @@ impl BookieService {
     }
 }
 
+/// Sends frames with entries in them.
+async fn send(sender: &mut FrameSender, frames: &mut Frames) -> Served {
+    let late = |_| inkfast_wire::Error::TimedOut { what: "the client's reading".to_owned() };
+    timeout(SEND_DEADLINE, sender.send_encoded(&mut frames.take())).await.map_err(late)?
+}
+
 async fn refuse(sender: &mut FrameSender, refusal: Refusal) -> Served {
     sender.send(&Frame::message(kind::REFUSED, &refusal.to_message())).await?;
     sender.finish();
@@ -77,3 +103,6 @@ async fn refuse(sender: &mut FrameSender, refusal: Refusal) -> Served {
 fn bad(why: &str) -> Refusal {
     Refusal::BadRequest(why.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

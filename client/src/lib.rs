@@ -16,9 +16,9 @@
 //! settles where the ledger ends, and closes it. What was confirmed is in it.
 //!
 //! # When bookies fail
-//! A writer replaces a bookie that fails, hangs or takes no writes by another, or takes it back when
-//! it answers again, and goes on with an ack quorum meanwhile. Nothing has to be done about it.
-//! Only when nothing could be confirmed for 30 s do its appends fail, with the bookies' words.
+//! A writer replaces a bookie that fails, hangs or takes no writes by another, or takes it back
+//! when it answers again, and goes on with an ack quorum meanwhile. Nothing has to be done about
+//! it. Only when nothing could be confirmed for 30 s do its appends fail, with the bookies' words.
 //! Readers and tails find the new places of the entries by themselves. A metastore that is away
 //! stops what needs it: to create, close, recover or delete a ledger, and to replace a bookie.
 //!
@@ -32,10 +32,9 @@
 //! through `append` (room, turn), `driver` (the writer's machine under one lock) and `adds` (a
 //! stream to each bookie) and comes back the same way as a confirmation. When a bookie fails,
 //! `driver/tend` chooses another among those that `registry` knows, by the rules of `placement`. A
-//! recovery goes through
-//! `recover` (its machine in one loop), `reads` and `adds`. A tail goes through `tail` (its machine
-//! in one loop), `pushes` (a stream from a bookie) and `follow` (the metadata). [`catalog`] maps
-//! ledgers and bookies to keys of the metastore.
+//! recovery goes through `recover` (its machine in one loop), `reads` and `adds`. A tail goes
+//! through `tail` (its machine in one loop), `pushes` (a stream from a bookie) and `follow` (the
+//! metadata). [`catalog`] maps ledgers and bookies to keys of the metastore.
 //!
 //! # Not here
 //! No transactions, no order across ledgers. Nothing copies entries to new bookies when old ones

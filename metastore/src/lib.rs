@@ -42,11 +42,13 @@
 //! memory, so none from before a restart), and a watch that wants an older one ends with
 //! [`Error::Compacted`]. Its caller scans again and watches from the [page's
 //! revision](Page::revision). A watch outlives connections and members: it goes on at another after
-//! the last revision that it knows of, and learns every
-//! [few seconds](watches::PROGRESS_INTERVAL) of those that did nothing to its prefix. So a restart
-//! costs a watch nothing if what was changed in the seconds before was its own, and otherwise a
-//! scan. A caller that does not read its watch costs the metastore no memory and delays nobody.
-//! What is told is on disk. It is told soon, but a watch may be behind a read.
+//! the last revision that it knows of, and learns every [few seconds](watches::PROGRESS_INTERVAL)
+//! of those that did nothing to its prefix. So a restart costs a watch nothing if what was changed
+//! in the seconds before was its own, and otherwise a scan. A watch that is not read is asked for
+//! nothing, and costs the metastore no memory; but where a wait was broken off, its one answer (64
+//! KiB, or a large transaction) stays in the process's connection until it is read. Some dozens of
+//! large ones fill that, and then hold up the other requests of the process: drop a watch that is
+//! not read any more. What is told is on disk. It is told soon, but a watch may be behind a read.
 //!
 //! # How it is made
 //!

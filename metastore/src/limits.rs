@@ -9,7 +9,8 @@ use crate::error::Error;
 use crate::state::Operation;
 use crate::types::{Scan, Transaction, Write};
 
-/// The most bytes of a key, of a sequence's name and of the prefix of a scan or watch. Keys have at least one.
+/// The most bytes of a key, of a sequence's name and of the prefix of a scan or watch. Keys have at
+/// least one.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// The most bytes of a value.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;

@@ -21,7 +21,8 @@ use crate::types::{Change, Version};
 
 /// The most changes that are remembered for watches.
 pub const RECENT_MAX: usize = 100_000;
-/// The most bytes of changes that are remembered, counted as those of a transaction.
+/// The most bytes of changes that are remembered, counted as those of a transaction, but with the
+/// key twice where it is written.
 pub const RECENT_BYTES_MAX: usize = 64 << 20;
 /// The most watchers of a store at a time.
 pub const WATCHERS_MAX: usize = 100_000;
@@ -237,8 +238,8 @@ impl State {
 }
 
 fn change_bytes(change: &Change) -> usize {
-    let value = change.now.as_ref().map_or(0, |now| now.value.len());
-    change.key.len() + value + OPERATION_BYTES
+    let now = change.now.as_ref().map_or(0, |now| now.key.len() + now.value.len());
+    change.key.len() + now + OPERATION_BYTES
 }
 
 /// Watches a prefix in this process. Dropped, it is forgotten.

@@ -9,7 +9,7 @@ use crate::process::{Outcome, Process};
 #[test]
 fn the_bench_measures_a_cluster() {
     let cluster = Cluster::start(3);
-    for command in ["append", "read"] {
+    for command in ["append", "read", "tail"] {
         let args = ["bench", command, "--seconds", "1", "-o", "json"];
         assert_measured(cluster.client.run(&args));
     }
@@ -20,7 +20,7 @@ fn the_bench_measures_a_cluster() {
 #[test]
 fn the_bench_brings_its_own_cluster() {
     let home = TempDir::new().unwrap();
-    for command in ["append", "read"] {
+    for command in ["append", "read", "tail"] {
         let args = ["bench", command, "--seconds", "1", "-o", "json"];
         assert_measured(Process::start(home.path(), None, &args).outcome());
     }

@@ -81,7 +81,12 @@ impl Cluster {
 
     /// Starts one more bookie and gives its number.
     pub(crate) fn add_bookie(&mut self) -> usize {
-        self.bookies.push(self.spawn_bookie(self.bookies.len(), None).ready());
+        self.add_bookie_in(None)
+    }
+
+    /// Starts one more bookie in a rack and gives its number.
+    pub(crate) fn add_bookie_in(&mut self, rack: Option<&str>) -> usize {
+        self.bookies.push(self.spawn_bookie(self.bookies.len(), rack).ready());
         self.bookies.len() - 1
     }
 

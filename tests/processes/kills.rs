@@ -1,6 +1,9 @@
 //! Writers and bookies that die, hang or are overtaken.
 
+use std::time::Instant;
+
 use crate::cluster::{Client, Cluster, assert_fenced, assert_keeps, last_entry, lines};
+use crate::load::PATIENCE;
 use crate::process::{Process, Signal};
 
 /// More lines than a writer is through with when its first entries are confirmed.
@@ -45,7 +48,11 @@ fn a_paused_recovery_delays_nobody_and_agrees_later() {
     let ledger = writer.ledger.clone();
     let confirmed = writer.kill();
     let paused = cluster.client.start_to_recover(&ledger);
-    while cluster.client.show(&ledger).contains("open") {}
+    // Looked at without a pause, since the recovery may be through soon.
+    let since = Instant::now();
+    while cluster.client.show(&ledger).contains("open") {
+        assert!(since.elapsed() < PATIENCE, "the recovery has not begun");
+    }
     paused.signal(Signal::Stop);
     let end = cluster.client.recover(&ledger);
     paused.signal(Signal::Continue);

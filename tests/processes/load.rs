@@ -25,7 +25,7 @@ pub(crate) struct Tail {
 const AHEAD: u64 = 20_000;
 
 /// How long a test waits for what is to come by itself while it does something else.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The pause between two looks at what is to come.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -6,7 +6,7 @@
 //! busy; a test's name says what it claims. Ports are chosen by the system, everything stays on
 //! loopback and in a temporary directory, and a wait ends with the event it waits for or fails at
 //! a deadline. When a test fails, the logs of its daemons are shown with it. With `INKFAST_LONG`
-//! set, outages last as long as real ones.
+//! set, outages last as long as real ones, and stalls that are too long count.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 

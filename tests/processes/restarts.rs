@@ -3,6 +3,7 @@
 use std::fs;
 
 use crate::cluster::{Cluster, Daemon, assert_keeps, lines};
+use crate::load::until;
 use crate::process::Signal;
 
 #[test]
@@ -79,9 +80,9 @@ fn a_bookie_whose_lease_ran_out_comes_back_by_itself() {
         write.outcome().status == Some(0)
     };
     bookies[0].running().signal(Signal::Stop);
-    while is_enough() {}
+    until("missed", || !is_enough());
     bookies[0].running().signal(Signal::Continue);
-    while !is_enough() {}
+    until("back", is_enough);
 }
 
 /// Two of three bookies have the entries; of these one is emptied and the other is down. If the

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::{Cluster, PLAIN, assert_keeps, lines};
+use crate::cluster::{Cluster, Daemon, PLAIN, STRIPED, assert_keeps, lines};
 use crate::load::{Load, Tail};
 use crate::process::Signal;
 
@@ -60,7 +60,7 @@ fn who_follows_a_ledger_is_told_that_it_was_deleted() {
     writer.kill();
     cluster.client.run(&["ledger", "delete", &ledger]).succeeded();
     let words = tail.outcome().failed(1);
-    assert!(words.contains(&format!("ledger {ledger}")), "{words}");
+    assert!(words.contains(&format!("ledger {ledger} was deleted")), "{words}");
 }
 
 #[test]
@@ -120,6 +120,26 @@ fn a_hung_bookie_is_left_for_another() {
     }
     let (_, written) = load.close();
     tail.assert_ends_with(&written);
+}
+
+#[test]
+fn all_bookies_are_killed_at_once_and_it_goes_on() {
+    let mut cluster = Cluster::start(5);
+    let mut loads = [PLAIN, STRIPED].map(|sizes| Load::start(&cluster.client, sizes));
+    let mut tails = loads.each_ref().map(|load| Tail::start(&cluster.client, load.ledger(), 0));
+    loads.iter_mut().for_each(|load| load.go_on(5000));
+    tails.iter_mut().for_each(|tail| tail.wait_for(1000));
+    for _ in 0..2 {
+        cluster.bookies.iter_mut().for_each(Daemon::kill);
+        cluster.restart_killed();
+        for (load, tail) in loads.iter_mut().zip(&mut tails) {
+            load.step(1000);
+            tail.wait_for(load.confirmed() - 1);
+        }
+    }
+    for (load, tail) in loads.into_iter().zip(tails) {
+        tail.assert_ends_with(&load.close().1);
+    }
 }
 
 #[test]

@@ -5,8 +5,9 @@ use inkfast_protocol::messages::{Read, kind};
 use inkfast_protocol::{EntryId, Refusal};
 use inkfast_wire::{Frame, FrameSender, Frames, Stream};
 use prost::Message;
+use tokio::sync::SemaphorePermit;
 
-use super::{BookieService, Served, bad, refuse};
+use super::{BookieService, Served, UNSENT_BYTES_MAX, bad, refuse, send};
 use crate::log::{Place, ReadError};
 
 /// The bytes of entries that one read takes from the disk before it sends them.
@@ -57,7 +58,8 @@ impl BookieService {
                 run.push(place);
             }
             let mut frames = Frames::default();
-            for entry in self.read_run(run).await {
+            let (entries, _room) = self.read_run(run).await;
+            for entry in entries {
                 match entry {
                     Ok(entry) => frames.push(kind::ENTRY, &entry),
                     Err(refusal) => {
@@ -65,24 +67,28 @@ impl BookieService {
                     }
                 }
             }
-            sender.send_encoded(&mut frames.take()).await?;
+            send(sender, &mut frames).await?;
         }
         Ok(())
     }
 
-    /// Reads what was located, and says of each entry what came of it. The caller limits how much
-    /// it asks for.
+    /// Reads what was located, as soon as there is room for it, and says of each entry what came
+    /// of it. The room is to be held until that is sent. The caller limits how much it asks for.
     pub(super) async fn read_run(
         &self,
         run: Vec<Result<Place, Refusal>>,
-    ) -> Vec<Result<Bytes, Refusal>> {
-        let found = run.iter().filter_map(|place| place.as_ref().ok().copied()).collect();
+    ) -> (Vec<Result<Bytes, Refusal>>, Option<SemaphorePermit<'_>>) {
+        let found: Vec<_> = run.iter().filter_map(|place| place.as_ref().ok().copied()).collect();
+        let bytes: usize = found.iter().map(|place| place.payload_bytes as usize).sum();
+        let bytes = u32::try_from(bytes.min(UNSENT_BYTES_MAX)).unwrap_or(u32::MAX);
+        // Nobody closes the semaphore, so there will be room.
+        let room = self.room.acquire_many(bytes).await.ok();
         let mut read = self.store.reader().read_many(found).await.into_iter();
         let entry = |place: Result<Place, Refusal>| match place {
             Ok(_) => read.next().map_or_else(|| Err(unread()), |read| read.map_err(said)),
             Err(refusal) => Err(refusal),
         };
-        run.into_iter().map(entry).collect()
+        (run.into_iter().map(entry).collect(), room)
     }
 }
 

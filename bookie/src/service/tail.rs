@@ -5,13 +5,16 @@ use inkfast_protocol::messages::{Missing, Tail, decode_number, encode_number, ki
 use inkfast_protocol::{EntryId, LedgerId, Refusal};
 use inkfast_wire::{Frame, FrameSender, Frames, Stream};
 use prost::Message;
+use tokio::sync::SemaphorePermit;
 
 use super::reads::READ_BYTES_MAX;
-use super::{BookieService, Served, bad, refuse};
+use super::{BookieService, Served, bad, refuse, send};
 use crate::store::Tip;
 
 /// The most entries that are looked for at once.
-const RUN_ENTRIES_MAX: usize = 256;
+const RUN_ENTRIES_MAX: u64 = 256;
+/// What an entry is taken to have until one was read.
+const ENTRY_BYTES_GUESS: u64 = 16 << 10;
 
 /// How far the pushes of one stream have come.
 struct Lane {
@@ -26,6 +29,8 @@ struct Lane {
     told: Option<EntryId>,
     granted: u64,
     spent: u64,
+    /// How large the last entry was that was pushed.
+    entry_bytes: u64,
 }
 
 impl BookieService {
@@ -76,16 +81,15 @@ impl BookieService {
         lane.tell(tip, &mut frames);
         loop {
             let due = lane.due(tip);
-            if !due.is_empty()
-                && let Err(refusal) = self.push_run(lane, due, &mut frames).await
-            {
-                return Ok(Err(refusal));
-            }
-            let mut pieces = frames.take();
-            if pieces.is_empty() {
+            let is_last = due.is_empty();
+            let _room = match self.push_run(lane, due, &mut frames).await {
+                Ok(room) => room,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            send(sender, &mut frames).await?;
+            if is_last {
                 return Ok(Ok(()));
             }
-            sender.send_encoded(&mut pieces).await?;
         }
     }
 
@@ -95,22 +99,29 @@ impl BookieService {
         lane: &mut Lane,
         due: Vec<EntryId>,
         frames: &mut Frames,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Option<SemaphorePermit<'_>>, Refusal> {
+        if due.is_empty() {
+            return Ok(None);
+        }
         let mut places = self.store.locate(lane.ledger, due.clone()).await?;
-        let room = lane.credit().min(READ_BYTES_MAX as u64);
+        let limit = lane.run_bytes();
         let mut bytes = 0;
         let fits = places.iter().take_while(|place| {
-            let has_room = bytes < room;
+            let has_room = bytes < limit;
             bytes += place.as_ref().map_or(0, |place| u64::from(place.payload_bytes));
             has_room
         });
         places.truncate(fits.count());
-        for (id, entry) in due.into_iter().zip(self.read_run(places).await) {
+        let (entries, room) = self.read_run(places).await;
+        for (id, entry) in due.into_iter().zip(entries) {
             if lane.credit() == 0 {
                 break;
             }
             let (kind, body) = match entry {
-                Ok(entry) => (kind::ENTRY, entry),
+                Ok(entry) => {
+                    lane.entry_bytes = entry.len() as u64;
+                    (kind::ENTRY, entry)
+                }
                 Err(refusal) => {
                     let missing = Missing { entry: id.get(), refused: refusal.to_message() };
                     (kind::MISSING, missing.encode_to_vec().into())
@@ -118,7 +129,7 @@ impl BookieService {
             };
             lane.push(kind, &body, frames);
         }
-        Ok(())
+        Ok(room)
     }
 }
 
@@ -129,7 +140,16 @@ impl Lane {
         let Tail { from, to, lanes, lane, credit, .. } = request;
         let (lanes, lane) = (u64::from(lanes), u64::from(lane));
         let next = from.saturating_add((lane + lanes - from % lanes) % lanes);
-        Ok(Self { ledger, lanes, next, to, told: None, granted: credit, spent: 0 })
+        Ok(Self {
+            ledger,
+            lanes,
+            next,
+            to,
+            told: None,
+            granted: credit,
+            spent: 0,
+            entry_bytes: ENTRY_BYTES_GUESS,
+        })
     }
 
     /// Takes what the client says on the stream.
@@ -154,13 +174,15 @@ impl Lane {
     }
 
     /// Returns the next entries that are confirmed and ought to be here: while the ledger is
-    /// written, one above the highest that is on disk may still come.
+    /// written, one above the highest that is on disk may still come. They are about as many as
+    /// one read takes.
     fn due(&self, tip: Tip) -> Vec<EntryId> {
         let pushable = tip.confirmed.min(tip.durable).map(EntryId::get);
         let last = self.to.or(pushable).filter(|_| self.credit() > 0);
         let Some(last) = last else { return Vec::new() };
-        let ids = (0..).map_while(|n: u64| self.next.checked_add(n.checked_mul(self.lanes)?));
-        ids.take_while(|id| *id <= last).take(RUN_ENTRIES_MAX).map(EntryId::new).collect()
+        let count = (self.run_bytes() / self.entry_bytes.max(1) + 1).min(RUN_ENTRIES_MAX);
+        let ids = (0..count).map_while(|n| self.next.checked_add(n.checked_mul(self.lanes)?));
+        ids.take_while(|id| *id <= last).map(EntryId::new).collect()
     }
 
     fn push(&mut self, kind: u8, body: &Bytes, frames: &mut Frames) {
@@ -169,11 +191,32 @@ impl Lane {
         self.next = self.next.saturating_add(self.lanes);
     }
 
+    /// Returns the bytes after which a run is large enough.
+    fn run_bytes(&self) -> u64 {
+        self.credit().min(READ_BYTES_MAX as u64)
+    }
+
     const fn credit(&self) -> u64 {
         self.granted.saturating_sub(self.spent)
     }
 
     fn has_ended(&self) -> bool {
         self.to.is_some_and(|to| to < self.next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn about_as_many_entries_are_looked_for_as_one_read_takes() {
+        let credit = 2 * READ_BYTES_MAX as u64;
+        let tail = Tail { ledger: 7, from: 0, to: Some(9999), lanes: 1, lane: 0, credit };
+        let mut lane = Lane::parse(&Frame::message(kind::TAIL, &tail)).unwrap();
+        for (entry_bytes, expected) in [(1 << 20, 2), (100 << 10, 11), (100, 256), (0, 256)] {
+            lane.entry_bytes = entry_bytes;
+            assert_eq!(lane.due(Tip::default()).len(), expected, "of {entry_bytes} bytes");
+        }
     }
 }

@@ -16,27 +16,39 @@ pub(crate) struct Tip {
     pub(crate) durable: Option<EntryId>,
 }
 
-/// Tells the tips of ledgers to whoever follows them. A ledger that nobody follows costs nothing.
+/// Tells the tips of ledgers to whoever follows them. A ledger that nobody follows costs nothing
+/// for long.
 #[derive(Default)]
-pub(super) struct Tips(BTreeMap<LedgerId, watch::Sender<Tip>>);
+pub(super) struct Tips {
+    told: BTreeMap<LedgerId, watch::Sender<Tip>>,
+    /// How many there may be until it is looked who has gone.
+    pruned_at: usize,
+}
 
 impl Tips {
     /// Lets somebody follow a ledger, which need not be known.
     pub(super) fn follow(&mut self, id: LedgerId, ledgers: &Ledgers) -> watch::Receiver<Tip> {
-        // Those who do not follow any more leave no word.
-        self.0.retain(|_, tip| tip.receiver_count() > 0);
-        let tip = self.0.entry(id).or_insert_with(|| watch::Sender::new(tip(ledgers.get(id))));
+        // Those who do not follow any more leave no word, and a ledger may never move again.
+        if self.told.len() >= self.pruned_at {
+            self.told.retain(|_, tip| tip.receiver_count() > 0);
+            self.pruned_at = self.told.len() * 2 + 1;
+        }
+        let tip = self.told.entry(id).or_insert_with(|| watch::Sender::new(tip(ledgers.get(id))));
         tip.subscribe()
     }
 
     /// Says whether nobody follows any ledger.
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.told.is_empty()
     }
 
     /// Tells those who follow a ledger how far it has come.
-    pub(super) fn tell(&self, id: LedgerId, ledgers: &Ledgers) {
-        let Some(sender) = self.0.get(&id) else { return };
+    pub(super) fn tell(&mut self, id: LedgerId, ledgers: &Ledgers) {
+        let Some(sender) = self.told.get(&id) else { return };
+        if sender.receiver_count() == 0 {
+            self.told.remove(&id);
+            return;
+        }
         let now = tip(ledgers.get(id));
         sender.send_if_modified(|told| std::mem::replace(told, now) != now);
     }
@@ -47,4 +59,31 @@ fn tip(ledger: Option<&Ledger>) -> Tip {
         confirmed: ledger.gate.last_add_confirmed(),
         durable: ledger.entries.last_key_value().map(|(entry, _)| *entry),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::ledgers::Replay;
+
+    fn id(number: u64) -> LedgerId {
+        LedgerId::new(number).unwrap()
+    }
+
+    #[test]
+    fn ledgers_that_nobody_follows_any_more_are_forgotten() {
+        let (mut tips, ledgers) = (Tips::default(), Replay::default().finish());
+        let followed = tips.follow(id(1), &ledgers);
+        tips.tell(id(1), &ledgers);
+        assert!(!tips.is_empty());
+        drop(followed);
+        tips.tell(id(1), &ledgers);
+        assert!(tips.is_empty());
+
+        // These never move.
+        let kept: Vec<_> = (0..10).map(|number| tips.follow(id(number), &ledgers)).collect();
+        (10..10_000).for_each(|number| drop(tips.follow(id(number), &ledgers)));
+        assert!(tips.told.len() < 4 * kept.len(), "{}", tips.told.len());
+        assert!((0..10).all(|number| tips.told.contains_key(&id(number))));
+    }
 }

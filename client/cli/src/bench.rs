@@ -33,8 +33,7 @@ pub(crate) enum Bench {
     Append(Load),
     /// Reads entries, one at a time, of ledgers that it writes first
     Read(Load),
-    /// Appends entries, 1000 a second unless one says otherwise, and follows the ledgers; the
-    /// latency is from the confirmation to the delivery
+    /// Appends entries and follows the ledgers; the latency is from the confirmation to the delivery
     Tail(Load),
 }
 
@@ -47,7 +46,8 @@ pub(crate) struct Load {
     /// How many operations may be under way, over all ledgers together
     #[arg(long, value_name = "N", default_value_t = 1000)]
     window: usize,
-    /// How many operations are due each second; without it, as many as the window allows
+    /// How many operations are due each second; without it, as many as the window allows, and
+    /// for `tail` 1000
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
     /// Over how many ledgers, which are deleted at the end

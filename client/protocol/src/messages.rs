@@ -31,9 +31,10 @@
 //! entry that it confirms. Of a tail with an end the client says that all of it is confirmed: its
 //! last entries may be known to be so to the metastore alone. For an entry of the lane that it
 //! ought to have by now (if the tail has no end, one below the highest that is on disk there) and
-//! does not have or cannot read, the bookie pushes 12 and goes on. It pushes an entry or 12 only while some of the
-//! credit is left, each costing the bytes of its body, so that the last one may overdraw it; 9
-//! costs nothing. It finishes the stream after the lane's last entry, if the tail has an end.
+//! does not have or cannot read, the bookie pushes 12 and goes on. It pushes an entry or 12 only
+//! while some of the credit is left, each costing the bytes of its body, so that the last one may
+//! overdraw it; 9 costs nothing. It finishes the stream after the lane's last entry, if the tail
+//! has an end.
 
 use prost::Message;
 use uuid::Uuid;

@@ -64,6 +64,8 @@ impl RemoteWatch {
             _permit: permit,
         };
         watch.answer().await?.done()?;
+        // It is found, whenever the first answer is wanted.
+        watch.search = None;
         Ok(watch)
     }
 
@@ -89,8 +91,9 @@ impl RemoteWatch {
         loop {
             let late = self.search.as_ref().map(|search| search.since + self.members.timeout);
             let answer = match late {
-                Some(late) => timeout_at(late, self.attempt()).await.ok(),
-                None => Some(self.attempt().await),
+                // Who has taken the watch may have nothing to tell for longer than the timeout.
+                Some(late) if self.asked.is_none() => timeout_at(late, self.attempt()).await.ok(),
+                _ => Some(self.attempt().await),
             };
             match answer {
                 Some(Some(answer)) => return answer,

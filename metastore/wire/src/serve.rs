@@ -21,6 +21,12 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Answers callers, a stream at a time.
 pub trait Service: Clone + Send + Sync + 'static {
+    /// Returns what serves one more connection: by default a clone, which may be given what the
+    /// streams of that connection share.
+    fn for_connection(&self) -> Self {
+        self.clone()
+    }
+
     /// Serves a stream that a caller opened, until either side ends it.
     ///
     /// Each stream is a task of its own. The future is dropped when the connection is lost or
@@ -46,7 +52,7 @@ pub async fn serve<S: Service>(endpoint: Endpoint, service: S) {
         let permit = handshakes.clone().try_acquire_owned();
         match permit {
             Ok(permit) if connections.len() < CONNECTIONS_MAX => {
-                let (endpoint, service) = (endpoint.clone(), service.clone());
+                let (endpoint, service) = (endpoint.clone(), service.for_connection());
                 connections.spawn(serve_connection(endpoint, incoming, service, permit));
             }
             _ => {

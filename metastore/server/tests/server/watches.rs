@@ -92,6 +92,28 @@ async fn a_watch_that_found_nobody_goes_on_later() {
     server.stop().await;
 }
 
+/// Nothing is told of an idle prefix for longer than that timeout.
+#[tokio::test]
+async fn an_idle_watch_is_waited_for_beyond_the_timeout_of_requests() {
+    let mut place = Place::new();
+    let server = place.start().await;
+    place.listen = server.address().to_string();
+    let patience = Duration::from_secs(2);
+    let store = RemoteMetastore::new(&place.endpoint(), vec![place.listen.clone()], patience);
+    let mut watch = watch_now(&store, "key").await;
+    let waited = timeout(patience * 3 / 2, watch.next()).await;
+    assert!(waited.is_err(), "{waited:?}");
+
+    // The same once it has been taken again.
+    server.stop().await;
+    let server = place.start().await;
+    let waited = timeout(patience * 3 / 2, watch.next()).await;
+    assert!(waited.is_err(), "{waited:?}");
+    put(&store, "key").await;
+    assert_eq!(keys(&next(&mut watch).await), ["key"]);
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_watch_begins_at_another_member_when_one_does_not_answer() {
     let place = Place::new();
@@ -109,7 +131,7 @@ async fn a_watch_begins_at_another_member_when_one_does_not_answer() {
 
 /// Watches that were asked once and are not read since then: each holds one answer at most.
 #[tokio::test]
-async fn unread_watches_delay_nobody_and_are_told_when_it_is_too_late() {
+async fn a_few_unread_watches_delay_nobody_and_are_told_when_it_is_too_late() {
     const UNREAD: usize = 16;
     let place = Place::new();
     let server = place.start().await;
