@@ -69,13 +69,12 @@ fn a_signal_ends_it() {
     let mut writer = cluster.client.writer(PLAIN);
     writer.send(lines(0..10));
     writer.wait_confirmed(9);
-    for signal in [Signal::Interrupt, Signal::Terminate] {
-        let mut tail = Tail::start(&cluster.client, &writer.ledger, 0);
-        tail.wait_for(9);
-        tail.signal(signal);
-        let outcome = tail.outcome();
-        assert!(!outcome.stderr.contains("panicked"), "{outcome}");
-    }
+    // Not by an interrupt: a shell has what it runs in the background ignore that.
+    let mut tail = Tail::start(&cluster.client, &writer.ledger, 0);
+    tail.wait_for(9);
+    tail.signal(Signal::Terminate);
+    let outcome = tail.outcome();
+    assert!(!outcome.stderr.contains("panicked"), "{outcome}");
     // The writer does not care.
     writer.send(lines(10..20));
     writer.wait_confirmed(19);
