@@ -24,6 +24,8 @@ use uuid::Uuid;
 
 use crate::Error;
 
+#[cfg(test)]
+pub(crate) mod example;
 pub mod follow;
 
 const LEDGERS: &str = "ledgers/";

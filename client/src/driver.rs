@@ -376,30 +376,16 @@ pub(crate) async fn cas(
 #[cfg(test)]
 mod tests {
     use inkfast_metastore::MemoryMetastore;
-    use inkfast_protocol::{BookieId, Fragment, Replication, State, WriterId, metadata};
-    use uuid::Uuid;
+    use inkfast_protocol::State;
 
     use super::*;
+    use crate::catalog::example;
 
     #[tokio::test]
     async fn a_machine_replaces_only_the_version_that_it_knows() {
         let catalog = Catalog::new(Arc::new(MemoryMetastore::new()));
-        let ledger = catalog.next_ledger_id().await.unwrap();
-        let ensemble = vec![BookieId(Uuid::from_u128(1))];
-        let open = LedgerMetadata {
-            ledger,
-            namespace: "default".to_owned(),
-            owner: "client".to_owned(),
-            writer: WriterId(Uuid::from_u128(2)),
-            replication: Replication::new(1, 1, 1).unwrap(),
-            state: State::Open,
-            fragments: vec![Fragment { first: EntryId::FIRST, length_before: 0, ensemble }],
-            created_at_ms: 0,
-            request: None,
-            custom: std::collections::BTreeMap::new(),
-            modifiable_from: metadata::FORMAT_VERSION,
-        };
-        let created = catalog.create(&open).await.unwrap().unwrap();
+        let (created, open) = example::create_ledger(&catalog).await;
+        let ledger = open.ledger;
         let ended = |last| LedgerMetadata {
             state: State::Closed { last: Some(EntryId::new(last)), length: 0 },
             ..open.clone()

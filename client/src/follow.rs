@@ -91,19 +91,14 @@ async fn follow(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use inkfast_metastore::watches::RECENT_BYTES_MAX;
     use inkfast_metastore::{MemoryMetastore, Metastore, Transaction, VALUE_BYTES_MAX};
-    use inkfast_protocol::{
-        BookieId, EntryId, Fragment, LedgerMetadata, Replication, State, WriterId, metadata,
-    };
     use tokio::time::timeout;
-    use uuid::Uuid;
 
     use super::*;
-    use crate::catalog::Replaced;
+    use crate::catalog::{Replaced, example};
 
     /// How long a test waits for what must come.
     const PATIENCE: Duration = Duration::from_secs(10);
@@ -112,22 +107,8 @@ mod tests {
     async fn what_changed_before_all_that_is_remembered_is_told() {
         let store = Arc::new(MemoryMetastore::new());
         let catalog = Catalog::new(store.clone());
-        let ledger = LedgerId::new(7).unwrap();
-        let ensemble = vec![BookieId(Uuid::from_u128(1))];
-        let metadata = LedgerMetadata {
-            ledger,
-            namespace: "default".to_owned(),
-            owner: "client".to_owned(),
-            writer: WriterId(Uuid::from_u128(2)),
-            replication: Replication::new(1, 1, 1).unwrap(),
-            state: State::Open,
-            fragments: vec![Fragment { first: EntryId::FIRST, length_before: 0, ensemble }],
-            created_at_ms: 0,
-            request: None,
-            custom: BTreeMap::new(),
-            modifiable_from: metadata::FORMAT_VERSION,
-        };
-        let created = catalog.create(&metadata).await.unwrap().unwrap();
+        let (created, metadata) = example::create_ledger(&catalog).await;
+        let ledger = metadata.ledger;
         let replaced = catalog.replace(&(created, metadata.clone()), &metadata).await.unwrap();
         let Replaced::Won(changed) = replaced else { panic!("nobody else writes") };
         for _ in 0..=RECENT_BYTES_MAX / VALUE_BYTES_MAX {
