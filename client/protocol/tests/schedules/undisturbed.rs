@@ -233,8 +233,10 @@ impl World {
         refused: &BTreeSet<BookieId>,
     ) -> BTreeMap<usize, BookieId> {
         let mut chosen = BTreeMap::new();
-        if matches!(found, Found::NoneYet) && self.replication.is_writable_on(lacking.complement())
-        {
+        let takes_adds =
+            |place: &usize| !lacking.contains(*place) && !refused.contains(&ensemble[*place]);
+        let live = (0..ensemble.len()).filter(takes_adds).collect();
+        if matches!(found, Found::NoneYet) && self.replication.is_writable_on(live) {
             return chosen;
         }
         for place in lacking.iter() {
