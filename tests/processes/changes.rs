@@ -176,10 +176,12 @@ fn a_writer_and_a_reader_that_were_paused_go_on() {
     let mut tail = Tail::start(&cluster.client, load.ledger(), 0);
     load.go_on(5000);
     tail.wait_for(4000);
-    // So long that each of their connections is lost, and each bookie has been silent.
+    // So long that each of their connections is lost, and each bookie has been silent; with
+    // INKFAST_LONG longer than appends wait for a quorum.
+    let paused_s = if std::env::var_os("INKFAST_LONG").is_some() { 36 } else { 8 };
     load.signal(Signal::Stop);
     tail.signal(Signal::Stop);
-    std::thread::sleep(Duration::from_secs(8));
+    std::thread::sleep(Duration::from_secs(paused_s));
     load.signal(Signal::Continue);
     tail.signal(Signal::Continue);
     load.step(5000);
