@@ -88,7 +88,7 @@ impl Bookie {
             roles: CALLERS,
         };
         let endpoint = Endpoint::server(&config.net, &config.identity, server).await?;
-        let address = endpoint.local_addr()?;
+        let address = endpoint.local_addr();
         let read_only = store.read_only();
         let service = tokio::spawn(serve(endpoint.clone(), BookieService::new(store)));
         let registrar = Registrar {

@@ -120,7 +120,7 @@ impl MetastoreServer {
             roles: &[Role::Client, Role::Bookie, Role::Metastore, Role::Admin],
         };
         let endpoint = Endpoint::server(net, identity, server).await?;
-        let address = endpoint.local_addr()?;
+        let address = endpoint.local_addr();
         let leases = Arc::new(Mutex::new(all_leases(&store).await?));
         let (failed, failure) = watch::channel(None);
         let watches = Watches::new(store.read(state::revision).await?);

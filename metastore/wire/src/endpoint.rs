@@ -1,13 +1,13 @@
 //! This process's place on the network.
 
 use std::{
-    fmt,
+    fmt, io,
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock, Weak},
     time::Duration,
 };
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use crate::{
@@ -18,8 +18,11 @@ use crate::{
     transport::{client_config, endpoint_config, server_config},
 };
 
-/// How long closing an endpoint waits for its peers to hear of it.
+/// How long closing an endpoint waits for its peers to hear of it, and then for its socket.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether the last task has let go of a closed endpoint's socket.
+const CLOSE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Calls other processes, and takes calls if it was made by [`server`](Self::server). One is
 /// enough for a process: all its connections share one socket.
@@ -29,7 +32,10 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 pub struct Endpoint(Arc<Inner>);
 
 struct Inner {
-    quinn: quinn::Endpoint,
+    /// None once it is closed.
+    quinn: RwLock<Option<quinn::Endpoint>>,
+    socket: Weak<dyn quinn::AsyncUdpSocket>,
+    address: SocketAddr,
     client: quinn::ClientConfig,
     net: Net,
     name: PeerName,
@@ -69,14 +75,8 @@ impl Endpoint {
     ) -> Result<Self, Error> {
         let bind = |error| bind_error("any port", &error);
         let socket = net.bind_any().map_err(bind)?;
-        let quinn = quinn::Endpoint::new_with_abstract_socket(
-            endpoint_config(None),
-            None,
-            socket,
-            net.runtime(),
-        )
-        .map_err(bind)?;
-        let endpoint = Self::new(quinn, net, identity, instance, &[]);
+        let (config, name) = (endpoint_config(None), (identity, instance));
+        let endpoint = Self::new(socket, (config, None), net, name, &[]).map_err(bind)?;
         if let Some(cluster) = cluster {
             endpoint.agrees_on_cluster(cluster);
         }
@@ -89,39 +89,39 @@ impl Endpoint {
     pub async fn server(net: &Net, identity: &Identity, server: Server) -> Result<Self, Error> {
         let address = net.resolve(&server.listen).await?[0];
         let bind = |error| bind_error(&server.listen, &error);
-        let quinn = quinn::Endpoint::new_with_abstract_socket(
-            endpoint_config(Some(&server.reset_key)),
-            Some(server_config(identity)),
-            net.bind(address).map_err(bind)?,
-            net.runtime(),
-        )
-        .map_err(bind)?;
-        let endpoint = Self::new(quinn, net, identity, server.instance, server.roles);
+        let config = (endpoint_config(Some(&server.reset_key)), Some(server_config(identity)));
+        let (socket, name) = (net.bind(address).map_err(bind)?, (identity, server.instance));
+        let endpoint = Self::new(socket, config, net, name, server.roles).map_err(bind)?;
         endpoint.agrees_on_cluster(server.cluster);
         Ok(endpoint)
     }
 
     fn new(
-        quinn: quinn::Endpoint,
+        socket: Arc<dyn quinn::AsyncUdpSocket>,
+        (config, server): (quinn::EndpointConfig, Option<quinn::ServerConfig>),
         net: &Net,
-        identity: &Identity,
-        instance: Uuid,
+        (identity, instance): (&Identity, Uuid),
         roles: &'static [Role],
-    ) -> Self {
-        Self(Arc::new(Inner {
-            quinn,
+    ) -> io::Result<Self> {
+        let (kept, address) = (Arc::downgrade(&socket), socket.local_addr()?);
+        let runtime = net.runtime();
+        let quinn = quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime)?;
+        Ok(Self(Arc::new(Inner {
+            quinn: RwLock::new(Some(quinn)),
+            socket: kept,
+            address,
             client: client_config(identity),
             net: net.clone(),
             name: identity.name().clone(),
             instance,
             cluster: OnceLock::new(),
             roles,
-        }))
+        })))
     }
 
     /// Gives the address of the socket, with the port that was taken.
-    pub fn local_addr(&self) -> Result<SocketAddr, Error> {
-        self.0.quinn.local_addr().map_err(|error| bind_error("any port", &error))
+    pub fn local_addr(&self) -> SocketAddr {
+        self.0.address
     }
 
     /// Gives the cluster's id, once it is known.
@@ -130,11 +130,24 @@ impl Endpoint {
     }
 
     /// Closes all connections, in both directions, refuses new ones, and waits a moment until
-    /// the peers have been told why.
+    /// the peers have been told why. Then the address is free, unless somebody keeps a
+    /// [`Connection`] or a stream of this endpoint.
     pub async fn close(&self, why: &str) {
-        self.0.quinn.close(CLOSE_DONE, why.as_bytes());
-        if timeout(CLOSE_DEADLINE, self.0.quinn.wait_idle()).await.is_err() {
+        let quinn = self.0.quinn.write().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(quinn) = quinn else { return };
+        quinn.close(CLOSE_DONE, why.as_bytes());
+        if timeout(CLOSE_DEADLINE, quinn.wait_idle()).await.is_err() {
             tracing::debug!("not every peer may have been told that this endpoint is closed");
+        }
+        drop(quinn);
+        // Its tasks end by themselves now, the last one with the socket; nobody says when.
+        let freed = async {
+            while self.0.socket.strong_count() > 0 {
+                sleep(CLOSE_INTERVAL).await;
+            }
+        };
+        if timeout(CLOSE_DEADLINE, freed).await.is_err() {
+            tracing::debug!(address = %self.0.address, "a closed endpoint's socket is still in use");
         }
     }
 
@@ -146,15 +159,22 @@ impl Endpoint {
         wanted: Option<Uuid>,
     ) -> Result<Connection, Error> {
         let server_name = role_name(&self.0.name.cluster, role);
-        let connecting =
-            self.0.quinn.connect_with(self.0.client.clone(), address, &server_name).map_err(
-                |error| Error::Unreachable { address: address.to_string(), why: error.to_string() },
-            )?;
+        let unreachable = |why| Error::Unreachable { address: address.to_string(), why };
+        let quinn = self.quinn().ok_or_else(|| unreachable("this process has stopped".into()))?;
+        let connecting = quinn
+            .connect_with(self.0.client.clone(), address, &server_name)
+            .map_err(|error| unreachable(error.to_string()))?;
+        drop(quinn);
         handshake::call(self, connecting, wanted).await
     }
 
     pub(crate) async fn accept(&self) -> Option<quinn::Incoming> {
-        self.0.quinn.accept().await
+        self.quinn()?.accept().await
+    }
+
+    /// Gives the endpoint unless it is closed. Whoever keeps it keeps the socket.
+    fn quinn(&self) -> Option<quinn::Endpoint> {
+        self.0.quinn.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) async fn resolve(&self, host_port: &str) -> Result<Vec<SocketAddr>, Error> {
@@ -185,12 +205,12 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-fn bind_error(address: &str, error: &std::io::Error) -> Error {
+fn bind_error(address: &str, error: &io::Error) -> Error {
     let why = match error.kind() {
-        std::io::ErrorKind::AddrInUse => {
+        io::ErrorKind::AddrInUse => {
             "another process listens there; stop it or choose another port".into()
         }
-        std::io::ErrorKind::AddrNotAvailable => "this machine does not have that address".into(),
+        io::ErrorKind::AddrNotAvailable => "this machine does not have that address".into(),
         _ => error.to_string(),
     };
     Error::Bind { address: address.to_string(), why }

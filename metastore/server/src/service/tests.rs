@@ -111,7 +111,7 @@ async fn start(identity: &Identity, cuts: Arc<AtomicUsize>) -> String {
     let (commits, _) = Commits::start(store.clone(), leases.clone(), watches.clone(), failed);
     let front = Front::new(store, commits, leases, watches);
     let endpoint = Endpoint::server(&Net::Os, identity, server).await.unwrap();
-    let address = endpoint.local_addr().unwrap().to_string();
+    let address = endpoint.local_addr().to_string();
     tokio::spawn(serve(endpoint, Cutting { front, cuts }));
     address
 }

@@ -120,7 +120,7 @@ async fn a_watch_begins_at_another_member_when_one_does_not_answer() {
     let server = place.start().await;
     let silent = place.start_silent(server.cluster()).await;
     let now = put(&place.client(&server), "key").await;
-    let addresses = [silent.local_addr().unwrap(), server.address()].map(|it| it.to_string());
+    let addresses = [silent.local_addr(), server.address()].map(|it| it.to_string());
     let store = RemoteMetastore::new(&place.endpoint(), addresses.to_vec(), DEADLINE);
     let mut watch = store.watch("key", now).await.unwrap();
     put(&place.client(&server), "key/2").await;

@@ -38,30 +38,17 @@ async fn a_lost_connection_is_made_again() {
     let (first, address) = start(&certs).await;
     let remote = remote(&certs.client(), &address);
     assert_answers(&remote).await;
-    let connection = remote.connection().await.unwrap();
     first.close("a restart").await;
-    drop(first);
-    connection.closed().await;
-    // The port is free as soon as the last of the endpoint is gone.
+    // The address is free now, though a handle is kept here and the tasks have just been told.
     let (_second, _) = restart(&certs, &address).await;
     assert_answers(&remote).await;
 }
 
 async fn restart(certs: &Certs, address: &str) -> (Endpoint, String) {
     let identity = certs.identity(Role::Metastore);
-    let deadline = Instant::now() + LONG;
-    loop {
-        match Endpoint::server(&Net::Os, &identity, server(address)).await {
-            Ok(endpoint) => {
-                tokio::spawn(inkfast_wire::serve(endpoint.clone(), Echo::default()));
-                return (endpoint, address.to_string());
-            }
-            Err(Error::Bind { .. }) if Instant::now() < deadline => {
-                tokio::task::yield_now().await;
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
+    let endpoint = Endpoint::server(&Net::Os, &identity, server(address)).await.unwrap();
+    tokio::spawn(inkfast_wire::serve(endpoint.clone(), Echo::default()));
+    (endpoint, address.to_string())
 }
 
 /// A server in a runtime of its own, which dies without a word when it is dropped.
@@ -85,7 +72,7 @@ impl Apart {
                     Err(error) => assert!(Instant::now() < deadline, "{error}"),
                 }
             };
-            sender.send(endpoint.local_addr().unwrap().to_string()).unwrap();
+            sender.send(endpoint.local_addr().to_string()).unwrap();
             inkfast_wire::serve(endpoint, Echo::default()).await;
         });
         let address = receiver.recv_timeout(LONG).unwrap();

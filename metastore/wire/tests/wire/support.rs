@@ -129,7 +129,7 @@ pub(crate) async fn start(certs: &Certs) -> (Endpoint, String) {
 pub(crate) async fn start_as(certs: &Certs, server: Server, echo: Echo) -> (Endpoint, String) {
     let identity = certs.identity(Role::Metastore);
     let endpoint = Endpoint::server(&Net::Os, &identity, server).await.unwrap();
-    let address = endpoint.local_addr().unwrap().to_string();
+    let address = endpoint.local_addr().to_string();
     tokio::spawn(serve(endpoint.clone(), echo));
     (endpoint, address)
 }
