@@ -59,7 +59,7 @@ use prost::Message;
 use uuid::Uuid;
 
 use crate::error::Error;
-use crate::state::{Answer, Operation};
+use crate::state::{Answer, Command, Operation};
 use crate::types::{LeaseId, Page, Scan, Version};
 
 mod proto;
@@ -104,6 +104,29 @@ pub enum Request {
 
 /// Encodes a request.
 pub fn encode_request(request: Request) -> Frame {
+    Frame::message(KIND_REQUEST, &request_message(request))
+}
+
+/// Encodes a command as members of a metastore keep it and send it to each other: the message of
+/// its request, with field 14 (`time_ms`, uint64).
+pub fn encode_command(command: Command) -> Bytes {
+    let Command { request, time_ms, operation } = command;
+    let message = request_message(Request::Change { request, operation });
+    RequestMessage { time_ms, ..message }.encode_to_vec().into()
+}
+
+/// Decodes a command, or says what is wrong with it.
+pub fn decode_command(bytes: Bytes) -> Result<Command, Error> {
+    let message =
+        RequestMessage::decode(bytes).map_err(|error| Error::bad_request(error.to_string()))?;
+    let time_ms = message.time_ms;
+    match request(message)? {
+        Request::Change { request, operation } => Ok(Command { request, time_ms, operation }),
+        other => Err(Error::bad_request(format!("no command: {other:?}"))),
+    }
+}
+
+fn request_message(request: Request) -> RequestMessage {
     let mut message = RequestMessage::default();
     message.body = Some(match request {
         Request::Get { key } => RequestBody::Get(key),
@@ -129,7 +152,7 @@ pub fn encode_request(request: Request) -> Frame {
             }
         }
     });
-    Frame::message(KIND_REQUEST, &message)
+    message
 }
 
 /// Decodes a request, or gives the error that answers it.
@@ -137,8 +160,10 @@ pub fn decode_request(frame: &Frame) -> Result<Request, Error> {
     if frame.kind != KIND_REQUEST {
         return Err(Error::bad_request(format!("a frame of the unknown kind {}", frame.kind)));
     }
-    let message: RequestMessage =
-        frame.decode().map_err(|error| Error::bad_request(error.to_string()))?;
+    request(frame.decode().map_err(|error| Error::bad_request(error.to_string()))?)
+}
+
+fn request(message: RequestMessage) -> Result<Request, Error> {
     let operation = match message.body {
         Some(RequestBody::Get(key)) => return Ok(Request::Get { key }),
         Some(RequestBody::Scan(ScanMessage { prefix, after, limit })) => {

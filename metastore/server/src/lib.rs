@@ -50,6 +50,7 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 mod commits;
+mod consensus;
 mod directory;
 mod error;
 mod rows;

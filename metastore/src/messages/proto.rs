@@ -10,6 +10,8 @@ use crate::types::{Change, Condition, KeyValue, LeaseId, Transaction, Version, W
 pub(super) struct RequestMessage {
     #[prost(oneof = "RequestBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub(super) body: Option<RequestBody>,
+    #[prost(uint64, tag = "14")]
+    pub(super) time_ms: u64,
     #[prost(bytes = "bytes", tag = "15")]
     pub(super) request: Bytes,
 }
