@@ -30,6 +30,13 @@ pub enum Error {
         /// The rule, and what was found.
         why: String,
     },
+    /// The member that was asked does not lead, and nothing was done: ask the one that does. A
+    /// [`RemoteMetastore`](crate::RemoteMetastore) does so by itself and never gives this error.
+    #[error("this member of the metastore does not lead: {}", leader_words(leader.as_deref()))]
+    NotLeader {
+        /// The address of the member that leads, if it is known.
+        leader: Option<String>,
+    },
     /// No metastore could take the request, and nothing was done: try again later.
     #[error("no metastore is available: {why}")]
     Unavailable {
@@ -68,5 +75,12 @@ fn state(found: Option<Version>) -> String {
     match found {
         Some(version) => format!("is at version {version}, which is not the one asked for"),
         None => "is absent".into(),
+    }
+}
+
+fn leader_words(leader: Option<&str>) -> String {
+    match leader {
+        Some(address) => format!("ask {address}"),
+        None => "it knows of no leader yet; try again".into(),
     }
 }

@@ -76,6 +76,7 @@ pub mod conformance;
 mod error;
 pub mod leases;
 pub mod limits;
+mod members;
 pub mod memory;
 pub mod messages;
 mod remote;
@@ -90,6 +91,7 @@ pub use limits::{
     KEY_BYTES_MAX, PAGE_ENTRIES_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_OPERATIONS_MAX,
     VALUE_BYTES_MAX,
 };
+pub use members::{MemberInfo, MemberStatus};
 pub use memory::MemoryMetastore;
 pub use remote::RemoteMetastore;
 pub use types::{Change, Condition, KeyValue, LeaseId, Page, Scan, Transaction, Version, Write};
@@ -111,6 +113,17 @@ pub trait Metastore: Send + Sync {
 
     /// Reads a page of the keys that begin with a prefix.
     async fn scan(&self, scan: Scan) -> Result<Page, Error>;
+
+    /// Reads a key as it is now or was at some time: what was answered may be newer.
+    ///
+    /// Any member answers this, also one that is cut off from the others, so it works as long as
+    /// one is reached. Two such reads may even go back in time. Use it for what is only shown, or
+    /// is checked by its version when it is used.
+    async fn get_stale(&self, key: &str) -> Result<Option<KeyValue>, Error>;
+
+    /// Reads a page, as [`get_stale`](Self::get_stale) reads a key. The page itself is of one
+    /// moment, the one that its revision names.
+    async fn scan_stale(&self, scan: Scan) -> Result<Page, Error>;
 
     /// Makes all writes if all conditions hold, and returns the version of what was written.
     ///

@@ -1,6 +1,7 @@
 //! The limits, and the checks that every request passes before it is sent and before it is applied.
 
 use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use inkfast_wire::FRAME_BYTES_MAX;
@@ -35,6 +36,8 @@ pub const LEASE_TTL_MIN: Duration = Duration::from_millis(1);
 pub const LEASE_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// The most numbers that a sequence gives out at once.
 pub const SEQUENCE_BLOCK_MAX: u64 = 1 << 32;
+/// The most bytes of a member's address.
+pub const ADDRESS_BYTES_MAX: usize = 255;
 
 const _: () =
     assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX + 2 * OPERATION_BYTES <= TRANSACTION_BYTES_MAX);
@@ -60,6 +63,33 @@ pub fn check_scan(scan: &Scan) -> Result<(), Error> {
 /// Refuses a watch of what no key can be.
 pub fn check_watch(prefix: &str) -> Result<(), Error> {
     check_length("a prefix", prefix)
+}
+
+/// Refuses an address that is not `host:port`, or too long. Whether anybody is there is not asked.
+pub fn check_address(address: &str) -> Result<(), Error> {
+    if address.len() > ADDRESS_BYTES_MAX {
+        return Err(Error::bad_request(format!(
+            "an address of {} bytes: it may have {ADDRESS_BYTES_MAX}",
+            address.len()
+        )));
+    }
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    match address.rsplit_once(':') {
+        Some((host, port)) if is_host(host) && is_port(port) => Ok(()),
+        _ => Err(Error::bad_request(format!(
+            "{address:?} is no address: it is host:port, with a port of 1 to 65535"
+        ))),
+    }
+}
+
+/// Whether it can stand before a port: a name or an IPv4 address, or an IPv6 address in brackets.
+fn is_host(host: &str) -> bool {
+    let inside = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    match inside {
+        Some(inside) => inside.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.chars().all(name),
+    }
 }
 
 /// Refuses what no state of the store would make right.
@@ -136,4 +166,20 @@ fn check_length(what: &str, text: &str) -> Result<(), Error> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_host_and_port() {
+        for good in ["127.0.0.1:7000", "[::1]:1", "meta-1.example.com:65535", "m_1:80"] {
+            assert_eq!(check_address(good), Ok(()), "{good}");
+        }
+        let long = format!("{}:80", "m".repeat(ADDRESS_BYTES_MAX));
+        for bad in ["", "m", "m:", ":80", "m:0", "m:65536", "::1:80", "[m]:80", "m m:80", &long] {
+            assert!(check_address(bad).is_err(), "{bad}");
+        }
+    }
 }

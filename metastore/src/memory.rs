@@ -117,6 +117,14 @@ impl Metastore for MemoryMetastore {
         Ok(state::scan(&self.state.lock()?.rows, &scan)?)
     }
 
+    async fn get_stale(&self, key: &str) -> Result<Option<KeyValue>, Error> {
+        self.get(key).await
+    }
+
+    async fn scan_stale(&self, scan: Scan) -> Result<Page, Error> {
+        self.scan(scan).await
+    }
+
     async fn commit(&self, transaction: Transaction) -> Result<Version, Error> {
         self.change(Operation::Commit(transaction))?.committed()
     }

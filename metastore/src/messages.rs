@@ -9,7 +9,8 @@
 //! | 2 | back | `Answer` |
 //!
 //! `Request` has one of these fields, and for 4 to 7 also field 15 (`request`, 16 bytes): the id
-//! of the request, made anew for each request and the same in its retries.
+//! of the request, made anew for each request and the same in its retries; for 1 and 2 also field
+//! 13 (`stale`, bool): whether the answer may be from the past, so that any member gives it.
 //!
 //! | field | type | asks for | answered by |
 //! |---|---|---|---|
@@ -22,12 +23,18 @@
 //! | 7 `end` | uint64 | the end of a lease | 6, 8 |
 //! | 8 `watch` | {1 `prefix` string, 2 `after` uint64} | a watch, which the stream is for then | 6, 12 |
 //! | 9 `more` | {} | the watch's next changes | 11, 12 |
+//! | 10 `status` | {} | what the member knows of the cluster | 14 |
+//! | 11 `add_member` | string: the address of a metastore | it to be a voter | 6 |
+//! | 12 `remove_member` | 16 bytes: a member's id | it to be none any more | 6 |
+//! | 16 `transfer_leader` | 16 bytes: a voter's id | it to lead | 6 |
+//! | 17 `backup` | {} | a backup, which the stream is for then | 15, often |
 //!
 //! A condition is {1 `key` string, 2 `version` optional uint64 (without it: absent)}. A write is
 //! {1 `key` string, 2 `put` optional {1 `value` bytes, 2 `lease` optional uint64}} (without it: a
 //! delete).
 //!
-//! `Answer` has one of these fields; each request may also be answered by 9 or 10.
+//! `Answer` has one of these fields; each request may also be answered by 9, 10 or, unless it is
+//! for any member, 13.
 //!
 //! | field | type | means |
 //! |---|---|---|
@@ -43,11 +50,20 @@
 //! | 10 `unavailable` | string | why this metastore cannot answer |
 //! | 11 `told` | {1 `revisions` repeated revision, 2 `seen` uint64} | changes, and up to where it is all |
 //! | 12 `compacted` | {} | the watch's next changes are not remembered |
+//! | 13 `not_leader` | {1 `leader` optional string} | nothing was done: ask that address |
+//! | 14 `status` | a status | what the member knows of the cluster |
+//! | 15 `piece` | bytes | the next bytes of a backup; none at its end |
 //!
 //! A watch is asked each time, so what nobody takes is not sent. `more` is answered when there is
 //! a change, or after [a while](crate::watches::PROGRESS_INTERVAL) without one by none. A revision
 //! is {1 `number` uint64, 2 `writes` repeated write}: what it did to the keys of the prefix, no
 //! more than the transaction that did it, so all of it fits a frame.
+//!
+//! A status is {1 `id` bytes, 2 `address` string, 3 `term` uint64, 4 `leader` optional bytes, 5 `log`
+//! optional uint64, 6 `applied` optional uint64, 7 `revision` uint64, 8 `members` repeated {1 `id`
+//! bytes, 2 `address` string, 3 `voter` bool}}, ids of 16 bytes; the words are
+//! [`MemberStatus`](crate::MemberStatus)'s. A piece
+//! of a backup has at most [1 MiB](PIECE_BYTES_MAX).
 //!
 //! An entry is {1 `key` string, 2 `value` bytes, 3 `version` uint64, 4 `lease` optional uint64}.
 
@@ -65,9 +81,13 @@ use crate::types::{LeaseId, Page, Scan, Version};
 mod proto;
 
 use proto::{
-    AnswerBody, AnswerMessage, ConflictMessage, PageMessage, RangeMessage, RequestBody,
-    RequestMessage, ScanMessage, SequenceMessage, ValueMessage, WatchMessage,
+    AnswerBody, AnswerMessage, ConflictMessage, NotLeaderMessage, PageMessage, RangeMessage,
+    RequestBody, RequestMessage, ScanMessage, SequenceMessage, ValueMessage, WatchMessage,
+    id_bytes, id_of,
 };
+
+/// The most bytes of a piece of a backup.
+pub const PIECE_BYTES_MAX: usize = 1 << 20;
 
 const KIND_REQUEST: u8 = 1;
 const KIND_ANSWER: u8 = 2;
@@ -79,9 +99,16 @@ pub enum Request {
     Get {
         /// The key.
         key: String,
+        /// Whether the answer may be from the past.
+        stale: bool,
     },
     /// Reads a page.
-    Scan(Scan),
+    Scan {
+        /// Which one.
+        scan: Scan,
+        /// Whether the answer may be from the past.
+        stale: bool,
+    },
     /// Lets a lease live on for its whole TTL from now.
     KeepAlive(LeaseId),
     /// Begins a watch on this stream, which is for it alone from then on.
@@ -100,6 +127,19 @@ pub enum Request {
         /// What to do.
         operation: Operation,
     },
+    /// Asks a member what it knows of the cluster.
+    Status,
+    /// Makes the metastore at an address a voter.
+    AddMember {
+        /// Where it is, as `host:port`.
+        address: String,
+    },
+    /// Makes a member none any more.
+    RemoveMember(Uuid),
+    /// Makes a voter the leader.
+    TransferLeader(Uuid),
+    /// Asks for a backup on this stream, which is for it alone from then on.
+    Backup,
 }
 
 /// Encodes a request.
@@ -129,8 +169,12 @@ pub fn decode_command(bytes: Bytes) -> Result<Command, Error> {
 fn request_message(request: Request) -> RequestMessage {
     let mut message = RequestMessage::default();
     message.body = Some(match request {
-        Request::Get { key } => RequestBody::Get(key),
-        Request::Scan(Scan { prefix, after, limit }) => {
+        Request::Get { key, stale } => {
+            message.stale = stale;
+            RequestBody::Get(key)
+        }
+        Request::Scan { scan: Scan { prefix, after, limit }, stale } => {
+            message.stale = stale;
             RequestBody::Scan(ScanMessage { prefix, after, limit: limit as u64 })
         }
         Request::KeepAlive(lease) => RequestBody::KeepAlive(lease.get()),
@@ -138,8 +182,13 @@ fn request_message(request: Request) -> RequestMessage {
             RequestBody::Watch(WatchMessage { prefix, after: after.get() })
         }
         Request::More => RequestBody::More(()),
+        Request::Status => RequestBody::Status(()),
+        Request::AddMember { address } => RequestBody::AddMember(address),
+        Request::RemoveMember(id) => RequestBody::RemoveMember(id_bytes(id)),
+        Request::TransferLeader(id) => RequestBody::TransferLeader(id_bytes(id)),
+        Request::Backup => RequestBody::Backup(()),
         Request::Change { request, operation } => {
-            message.request = request.into_bytes().to_vec().into();
+            message.request = id_bytes(request);
             match operation {
                 Operation::Commit(transaction) => RequestBody::Commit(transaction.into()),
                 Operation::NextSequence { name, count } => {
@@ -164,33 +213,36 @@ pub fn decode_request(frame: &Frame) -> Result<Request, Error> {
 }
 
 fn request(message: RequestMessage) -> Result<Request, Error> {
-    let operation = match message.body {
-        Some(RequestBody::Get(key)) => return Ok(Request::Get { key }),
-        Some(RequestBody::Scan(ScanMessage { prefix, after, limit })) => {
+    let RequestMessage { body, stale, request, .. } = message;
+    let unknown = "this metastore does not know the operation: it may be older than its caller";
+    let operation = match body.ok_or_else(|| Error::bad_request(unknown))? {
+        RequestBody::Get(key) => return Ok(Request::Get { key, stale }),
+        RequestBody::Scan(ScanMessage { prefix, after, limit }) => {
             let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-            return Ok(Request::Scan(Scan { prefix, after, limit }));
+            return Ok(Request::Scan { scan: Scan { prefix, after, limit }, stale });
         }
-        Some(RequestBody::KeepAlive(lease)) => return Ok(Request::KeepAlive(LeaseId::new(lease))),
-        Some(RequestBody::Watch(WatchMessage { prefix, after })) => {
+        RequestBody::KeepAlive(lease) => return Ok(Request::KeepAlive(LeaseId::new(lease))),
+        RequestBody::Watch(WatchMessage { prefix, after }) => {
             return Ok(Request::Watch { prefix, after: Version::new(after) });
         }
-        Some(RequestBody::More(())) => return Ok(Request::More),
-        Some(RequestBody::Commit(transaction)) => Operation::Commit(transaction.into()),
-        Some(RequestBody::Sequence(SequenceMessage { name, count })) => {
+        RequestBody::More(()) => return Ok(Request::More),
+        RequestBody::Status(()) => return Ok(Request::Status),
+        RequestBody::AddMember(address) => return Ok(Request::AddMember { address }),
+        RequestBody::RemoveMember(id) => {
+            return Ok(Request::RemoveMember(id_of(&id).map_err(Error::bad_request)?));
+        }
+        RequestBody::TransferLeader(id) => {
+            return Ok(Request::TransferLeader(id_of(&id).map_err(Error::bad_request)?));
+        }
+        RequestBody::Backup(()) => return Ok(Request::Backup),
+        RequestBody::Commit(transaction) => Operation::Commit(transaction.into()),
+        RequestBody::Sequence(SequenceMessage { name, count }) => {
             Operation::NextSequence { name, count }
         }
-        Some(RequestBody::Grant(ttl_ms)) => {
-            Operation::GrantLease { ttl: Duration::from_millis(ttl_ms) }
-        }
-        Some(RequestBody::End(lease)) => Operation::EndLease(LeaseId::new(lease)),
-        None => {
-            return Err(Error::bad_request(
-                "this metastore does not know the operation: it may be older than its caller",
-            ));
-        }
+        RequestBody::Grant(ttl_ms) => Operation::GrantLease { ttl: Duration::from_millis(ttl_ms) },
+        RequestBody::End(lease) => Operation::EndLease(LeaseId::new(lease)),
     };
-    let request = Uuid::from_slice(&message.request)
-        .map_err(|error| Error::bad_request(format!("the request's id: {error}")))?;
+    let request = id_of(&request).map_err(Error::bad_request)?;
     Ok(Request::Change { request, operation })
 }
 
@@ -225,11 +277,14 @@ pub(crate) fn encode_answer(answer: &Result<Answer, Error>) -> Vec<u8> {
         Ok(Answer::Granted(lease)) => AnswerBody::Granted(lease.get()),
         Ok(Answer::Done) => AnswerBody::Done(()),
         Ok(Answer::Told(told)) => AnswerBody::Told(told.into()),
+        Ok(Answer::Status(status)) => AnswerBody::Status(status.into()),
+        Ok(Answer::Piece(bytes)) => AnswerBody::Piece(bytes),
         Err(Error::Conflict { key, found }) => {
             AnswerBody::Conflict(ConflictMessage { key, found: found.map(Version::get) })
         }
         Err(Error::LeaseNotFound) => AnswerBody::LeaseNotFound(()),
         Err(Error::Compacted) => AnswerBody::Compacted(()),
+        Err(Error::NotLeader { leader }) => AnswerBody::NotLeader(NotLeaderMessage { leader }),
         Err(Error::BadRequest { why }) => AnswerBody::BadRequest(why),
         Err(Error::Unavailable { why } | Error::TimedOut { why, .. }) => {
             AnswerBody::Unavailable(why)
@@ -253,11 +308,16 @@ pub(crate) fn decode_answer(bytes: Bytes) -> Result<Result<Answer, Error>, Strin
         AnswerBody::Granted(lease) => Answer::Granted(LeaseId::new(lease)),
         AnswerBody::Done(()) => Answer::Done,
         AnswerBody::Told(told) => Answer::Told(told.into()),
+        AnswerBody::Status(status) => Answer::Status(status.try_into()?),
+        AnswerBody::Piece(bytes) => Answer::Piece(bytes),
         AnswerBody::Conflict(ConflictMessage { key, found }) => {
             return Ok(Err(Error::Conflict { key, found: found.map(Version::new) }));
         }
         AnswerBody::LeaseNotFound(()) => return Ok(Err(Error::LeaseNotFound)),
         AnswerBody::Compacted(()) => return Ok(Err(Error::Compacted)),
+        AnswerBody::NotLeader(NotLeaderMessage { leader }) => {
+            return Ok(Err(Error::NotLeader { leader }));
+        }
         AnswerBody::BadRequest(why) => return Ok(Err(Error::BadRequest { why })),
         AnswerBody::Unavailable(why) => return Ok(Err(Error::Unavailable { why })),
     };

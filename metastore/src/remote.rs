@@ -119,12 +119,22 @@ impl RemoteMetastore {
 impl Metastore for RemoteMetastore {
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, Error> {
         check_key(key)?;
-        self.call(Request::Get { key: key.into() }).await?.value()
+        self.call(Request::Get { key: key.into(), stale: false }).await?.value()
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page, Error> {
         check_scan(&scan)?;
-        self.call(Request::Scan(scan)).await?.page()
+        self.call(Request::Scan { scan, stale: false }).await?.page()
+    }
+
+    async fn get_stale(&self, key: &str) -> Result<Option<KeyValue>, Error> {
+        check_key(key)?;
+        self.call(Request::Get { key: key.into(), stale: true }).await?.value()
+    }
+
+    async fn scan_stale(&self, scan: Scan) -> Result<Page, Error> {
+        check_scan(&scan)?;
+        self.call(Request::Scan { scan, stale: true }).await?.page()
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Version, Error> {

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::limits::{
     LEASE_KEYS_MAX, LEASES_MAX, OPERATION_BYTES, PAGE_BYTES_MAX, PAGE_ENTRIES_MAX,
 };
+use crate::members::MemberStatus;
 use crate::messages::{decode_answer, encode_answer};
 use crate::rows::{
     COUNTERS, Counters, LEASES, Rows, RowsMut, StateError, StoredKey, StoredLease, StoredRequest,
@@ -78,6 +79,10 @@ pub enum Answer {
     Done,
     /// What a watch has to tell.
     Told(Told),
+    /// What a member knows of the cluster.
+    Status(MemberStatus),
+    /// The next bytes of a backup; none at its end.
+    Piece(Bytes),
 }
 
 /// What a watch tells at a time.
@@ -142,6 +147,22 @@ impl Answer {
     pub fn told(self) -> Result<Told, Error> {
         match self {
             Self::Told(told) => Ok(told),
+            other => Err(other.unexpected()),
+        }
+    }
+
+    /// Takes what a member says of the cluster.
+    pub fn status(self) -> Result<MemberStatus, Error> {
+        match self {
+            Self::Status(status) => Ok(status),
+            other => Err(other.unexpected()),
+        }
+    }
+
+    /// Takes a piece of a backup.
+    pub fn piece(self) -> Result<Bytes, Error> {
+        match self {
+            Self::Piece(bytes) => Ok(bytes),
             other => Err(other.unexpected()),
         }
     }

@@ -157,6 +157,8 @@ impl Cluster {
             dir: dir.join("metastore"),
             listen: known
                 .map_or_else(|| LISTEN_ANYWHERE.into(), |known| known.metastore.to_string()),
+            advertise: None,
+            join: Vec::new(),
             identity: Identity::load(&dir, Role::Metastore, None)?,
             net: Net::Os,
         };

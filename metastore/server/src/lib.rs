@@ -74,6 +74,11 @@ pub struct Config {
     pub dir: PathBuf,
     /// The address to listen on, `host:port`; port 0 takes any that is free.
     pub listen: String,
+    /// Where others reach it, `host:port`; none if that is where it listens.
+    pub advertise: Option<String>,
+    /// The addresses of members of the cluster that an empty directory joins. Without any it
+    /// founds a cluster of its own; a directory that is not empty stays in its cluster.
+    pub join: Vec<String>,
     /// The certificate, of the role `metastore`.
     pub identity: Identity,
     /// Where sockets come from.

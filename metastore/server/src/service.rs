@@ -72,13 +72,13 @@ impl Front {
 
     async fn answer(&self, request: Result<Request, Error>, bytes: usize) -> Outcome {
         match request? {
-            Request::Get { key } => {
+            Request::Get { key, .. } => {
                 check_key(&key)?;
                 let _permit = self.reads.acquire().await;
                 let value = self.store.read(move |rows| state::get(rows, &key)).await?;
                 Ok(Answer::Value(value))
             }
-            Request::Scan(scan) => {
+            Request::Scan { scan, .. } => {
                 check_scan(&scan)?;
                 let _permit = self.reads.acquire().await;
                 let page = self.store.read(move |rows| state::scan(rows, &scan)).await?;
@@ -93,6 +93,11 @@ impl Front {
             Request::Watch { .. } | Request::More => {
                 Err(Error::bad_request("a watch needs a stream of its own, from its first request"))
             }
+            Request::Status
+            | Request::AddMember { .. }
+            | Request::RemoveMember(_)
+            | Request::TransferLeader(_)
+            | Request::Backup => Err(Error::bad_request("this metastore has no other members")),
             Request::Change { request, operation } => {
                 check_operation(&operation)?;
                 let command = self.command(request, operation);

@@ -2,14 +2,18 @@
 
 use bytes::Bytes;
 use prost::{Message, Oneof};
+use uuid::Uuid;
 
+use crate::members::{MemberInfo, MemberStatus};
 use crate::state::Told;
 use crate::types::{Change, Condition, KeyValue, LeaseId, Transaction, Version, Write};
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct RequestMessage {
-    #[prost(oneof = "RequestBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "RequestBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 17")]
     pub(super) body: Option<RequestBody>,
+    #[prost(bool, tag = "13")]
+    pub(super) stale: bool,
     #[prost(uint64, tag = "14")]
     pub(super) time_ms: u64,
     #[prost(bytes = "bytes", tag = "15")]
@@ -36,11 +40,21 @@ pub(super) enum RequestBody {
     Watch(WatchMessage),
     #[prost(message, tag = "9")]
     More(()),
+    #[prost(message, tag = "10")]
+    Status(()),
+    #[prost(string, tag = "11")]
+    AddMember(String),
+    #[prost(bytes = "bytes", tag = "12")]
+    RemoveMember(Bytes),
+    #[prost(bytes = "bytes", tag = "16")]
+    TransferLeader(Bytes),
+    #[prost(message, tag = "17")]
+    Backup(()),
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct AnswerMessage {
-    #[prost(oneof = "AnswerBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(oneof = "AnswerBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
     pub(super) body: Option<AnswerBody>,
 }
 
@@ -70,6 +84,12 @@ pub(super) enum AnswerBody {
     Told(ToldMessage),
     #[prost(message, tag = "12")]
     Compacted(()),
+    #[prost(message, tag = "13")]
+    NotLeader(NotLeaderMessage),
+    #[prost(message, tag = "14")]
+    Status(StatusMessage),
+    #[prost(bytes = "bytes", tag = "15")]
+    Piece(Bytes),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -190,6 +210,42 @@ pub(super) struct ConflictMessage {
     pub(super) found: Option<u64>,
 }
 
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct NotLeaderMessage {
+    #[prost(string, optional, tag = "1")]
+    pub(super) leader: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct StatusMessage {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) id: Bytes,
+    #[prost(string, tag = "2")]
+    pub(super) address: String,
+    #[prost(uint64, tag = "3")]
+    pub(super) term: u64,
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    pub(super) leader: Option<Bytes>,
+    #[prost(uint64, optional, tag = "5")]
+    pub(super) log: Option<u64>,
+    #[prost(uint64, optional, tag = "6")]
+    pub(super) applied: Option<u64>,
+    #[prost(uint64, tag = "7")]
+    pub(super) revision: u64,
+    #[prost(message, repeated, tag = "8")]
+    pub(super) members: Vec<MemberMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct MemberMessage {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) id: Bytes,
+    #[prost(string, tag = "2")]
+    pub(super) address: String,
+    #[prost(bool, tag = "3")]
+    pub(super) voter: bool,
+}
+
 impl From<Transaction> for TransactionMessage {
     fn from(transaction: Transaction) -> Self {
         let condition = |condition| match condition {
@@ -277,4 +333,51 @@ impl From<EntryMessage> for KeyValue {
     fn from(EntryMessage { key, value, version, lease }: EntryMessage) -> Self {
         Self { key, value, version: Version::new(version), lease: lease.map(LeaseId::new) }
     }
+}
+
+impl From<MemberStatus> for StatusMessage {
+    fn from(status: MemberStatus) -> Self {
+        let member =
+            |MemberInfo { id, address, voter }| MemberMessage { id: id_bytes(id), address, voter };
+        Self {
+            id: id_bytes(status.id),
+            address: status.address,
+            term: status.term,
+            leader: status.leader.map(id_bytes),
+            log: status.log,
+            applied: status.applied,
+            revision: status.revision.get(),
+            members: status.members.into_iter().map(member).collect(),
+        }
+    }
+}
+
+impl TryFrom<StatusMessage> for MemberStatus {
+    type Error = String;
+
+    fn try_from(message: StatusMessage) -> Result<Self, String> {
+        let member = |MemberMessage { id, address, voter }| {
+            Ok(MemberInfo { id: id_of(&id)?, address, voter })
+        };
+        Ok(Self {
+            id: id_of(&message.id)?,
+            address: message.address,
+            term: message.term,
+            leader: message.leader.as_deref().map(id_of).transpose()?,
+            log: message.log,
+            applied: message.applied,
+            revision: Version::new(message.revision),
+            members: message.members.into_iter().map(member).collect::<Result<_, String>>()?,
+        })
+    }
+}
+
+/// Writes an id as messages have it.
+pub(super) fn id_bytes(id: Uuid) -> Bytes {
+    Bytes::copy_from_slice(id.as_bytes())
+}
+
+/// Reads an id, or says what is wrong with it.
+pub(super) fn id_of(bytes: &[u8]) -> Result<Uuid, String> {
+    Uuid::from_slice(bytes).map_err(|_| format!("an id of {} bytes, where 16 belong", bytes.len()))
 }

@@ -6,6 +6,7 @@ use crate::limits::{
     KEY_BYTES_MAX, OPERATION_BYTES, TRANSACTION_BYTES_MAX, TRANSACTION_OPERATIONS_MAX,
     VALUE_BYTES_MAX, check_operation,
 };
+use crate::members::{MemberInfo, MemberStatus};
 use crate::state::Told;
 use crate::types::{Change, KeyValue, Transaction};
 
@@ -28,12 +29,21 @@ fn requests_come_back_as_they_were() {
     ];
     let change = |operation| Request::Change { request: Uuid::from_u128(5), operation };
     let reads = [
-        Request::Get { key: "key".into() },
-        Request::Scan(Scan::new("")),
-        Request::Scan(Scan { prefix: "a".into(), after: Some(String::new()), limit: 1 }),
+        Request::Get { key: "key".into(), stale: false },
+        Request::Get { key: "key".into(), stale: true },
+        Request::Scan { scan: Scan::new(""), stale: true },
+        Request::Scan {
+            scan: Scan { prefix: "a".into(), after: Some(String::new()), limit: 1 },
+            stale: false,
+        },
         Request::KeepAlive(lease),
         Request::Watch { prefix: "a/".into(), after: Version::new(u64::MAX) },
         Request::More,
+        Request::Status,
+        Request::AddMember { address: "127.0.0.1:7000".into() },
+        Request::RemoveMember(Uuid::from_u128(1)),
+        Request::TransferLeader(Uuid::max()),
+        Request::Backup,
     ];
     for request in operations.map(change).into_iter().chain(reads) {
         assert_eq!(decode_request(&encode_request(request.clone())), Ok(request));
@@ -64,7 +74,30 @@ fn answers_come_back_as_they_were() {
         change(1, "b", None),
         change(2, "a", Some(Some(LeaseId::new(0)))),
     ];
+    let member = |number| MemberInfo {
+        id: Uuid::from_u128(number),
+        address: format!("127.0.0.1:{number}"),
+        voter: number == 1,
+    };
+    let status = MemberStatus {
+        id: Uuid::from_u128(1),
+        address: "127.0.0.1:1".into(),
+        term: 7,
+        leader: Some(Uuid::from_u128(2)),
+        log: Some(0),
+        applied: None,
+        revision: Version::new(3),
+        members: vec![member(1), member(2)],
+    };
+    assert_eq!(status.leader_address(), Some("127.0.0.1:2"));
+    let alone = MemberStatus { leader: None, members: Vec::new(), ..status.clone() };
     let answers = [
+        Ok(Answer::Status(status)),
+        Ok(Answer::Status(alone)),
+        Ok(Answer::Piece(Bytes::new())),
+        Ok(Answer::Piece(vec![7; PIECE_BYTES_MAX].into())),
+        Err(Error::NotLeader { leader: None }),
+        Err(Error::NotLeader { leader: Some("127.0.0.1:7000".into()) }),
         Ok(Answer::Told(Told { changes, seen: Version::new(9) })),
         Ok(Answer::Told(Told { changes: Vec::new(), seen: Version::new(0) })),
         Err(Error::Compacted),

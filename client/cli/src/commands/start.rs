@@ -117,6 +117,8 @@ async fn metastore(settings: MetastoreSettings) -> Result<(), Failure> {
     let config = inkfast_metastore_server::Config {
         dir: needed(settings.dir, "dir")?,
         listen: needed(settings.listen, "listen")?,
+        advertise: None,
+        join: Vec::new(),
         identity: load_identity(&certs, Role::Metastore, settings.identity.as_deref())?,
         net: Net::Os,
     };

@@ -317,6 +317,8 @@ impl Place {
         let config = Config {
             dir: self.dir(),
             listen: self.listen.clone(),
+            advertise: None,
+            join: Vec::new(),
             identity: self.identity(Role::Metastore),
             net: Net::Os,
         };
