@@ -132,7 +132,7 @@ impl MetastoreServer {
         let watches = Watches::new(store.read(state::revision).await?);
         let (commits, committing) =
             Commits::start(store.clone(), leases.clone(), watches.clone(), failed);
-        let front = Front::new(store.clone(), commits, leases, watches);
+        let front = Front::new(address.to_string(), store.clone(), commits, leases, watches);
         let mut serving = JoinSet::new();
         serving.spawn(front.clone().expire_leases());
         serving.spawn(serve(endpoint.clone(), front));

@@ -8,7 +8,7 @@ use inkfast_metastore::limits::{check_key, check_operation, check_scan};
 use inkfast_metastore::messages::{Request, answer_frame, decode_request};
 use inkfast_metastore::state::{self, Answer, Command, Operation, Told};
 use inkfast_metastore::watches::{PROGRESS_INTERVAL, Watcher, Watches};
-use inkfast_metastore::{Error, Version};
+use inkfast_metastore::{Error, MemberInfo, MemberStatus, Version};
 use inkfast_wire::{Error as WireError, Peer, Service, Stream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -25,6 +25,7 @@ const EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
 /// What answers requests. Clones answer from the same state.
 #[derive(Clone)]
 pub(crate) struct Front {
+    me: MemberInfo,
     store: Store,
     commits: Commits,
     leases: Arc<Mutex<Leases>>,
@@ -42,6 +43,7 @@ struct Clock {
 
 impl Front {
     pub(crate) fn new(
+        address: String,
         store: Store,
         commits: Commits,
         leases: Arc<Mutex<Leases>>,
@@ -50,7 +52,8 @@ impl Front {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let clock = Clock { started: Instant::now(), started_ms: since_1970.as_millis() };
         let reads = Arc::new(Semaphore::new(READS_MAX));
-        Self { store, commits, leases, watches, reads, clock }
+        let me = MemberInfo { id: store.member().id, address, voter: true };
+        Self { me, store, commits, leases, watches, reads, clock }
     }
 
     /// Ends leases that run out, as long as it is not dropped.
@@ -93,8 +96,8 @@ impl Front {
             Request::Watch { .. } | Request::More => {
                 Err(Error::bad_request("a watch needs a stream of its own, from its first request"))
             }
-            Request::Status
-            | Request::AddMember { .. }
+            Request::Status => self.status().await.map(Answer::Status),
+            Request::AddMember { .. }
             | Request::RemoveMember(_)
             | Request::TransferLeader(_)
             | Request::Backup => Err(Error::bad_request("this metastore has no other members")),
@@ -105,6 +108,13 @@ impl Front {
                 answer.await.unwrap_or_else(|_| Err(Error::unavailable("it is stopping")))
             }
         }
+    }
+
+    async fn status(&self) -> Result<MemberStatus, Error> {
+        let MemberInfo { id, address, .. } = self.me.clone();
+        let revision = self.store.read(state::revision).await?;
+        let (log, applied, members) = (None, None, vec![self.me.clone()]);
+        Ok(MemberStatus { id, address, term: 1, leader: Some(id), log, applied, revision, members })
     }
 
     fn command(&self, request: Uuid, operation: Operation) -> Command {

@@ -109,9 +109,9 @@ async fn start(identity: &Identity, cuts: Arc<AtomicUsize>) -> String {
     let watches = Watches::new(Version::new(0));
     let (failed, _) = watch::channel(None);
     let (commits, _) = Commits::start(store.clone(), leases.clone(), watches.clone(), failed);
-    let front = Front::new(store, commits, leases, watches);
     let endpoint = Endpoint::server(&Net::Os, identity, server).await.unwrap();
     let address = endpoint.local_addr().to_string();
+    let front = Front::new(address.clone(), store, commits, leases, watches);
     tokio::spawn(serve(endpoint, Cutting { front, cuts }));
     address
 }
