@@ -99,7 +99,7 @@ async fn a_bookie_that_comes_back_is_taken_back_where_there_is_no_other() {
 
 #[tokio::test]
 async fn appends_fail_when_they_have_waited_for_a_quorum_for_too_long() {
-    let mut cluster = Cluster::temporary(3).await.unwrap();
+    let mut cluster = Cluster::temporary(3, 1).await.unwrap();
     let mut config = cluster.client_config().unwrap();
     config.deadlines.quorum = Duration::from_secs(1);
     let client = Client::connect(config).await.unwrap();

@@ -25,7 +25,7 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let cluster = Cluster::temporary(1).await.unwrap();
+        let cluster = Cluster::temporary(1, 1).await.unwrap();
         let identity = Identity::load(cluster.dir(), Role::Client, None).unwrap();
         let endpoint = Endpoint::client(&Net::Os, &identity, Uuid::new_v4(), None).unwrap();
         let bookie = cluster.bookies().next().unwrap();

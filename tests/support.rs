@@ -7,7 +7,7 @@ use inkfast_cli::cluster::Cluster;
 
 /// Starts a cluster in this process, with a client.
 pub(crate) async fn cluster(bookies: usize) -> (Cluster, Client) {
-    let cluster = Cluster::temporary(bookies).await.unwrap();
+    let cluster = Cluster::temporary(bookies, 1).await.unwrap();
     let client = cluster.client().await.unwrap();
     (cluster, client)
 }

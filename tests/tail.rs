@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 type Tail = Pin<Box<dyn Stream<Item = Result<Entry, Error>> + Send>>;
 
 async fn cluster(bookies: usize) -> (Cluster, Client) {
-    let cluster = Cluster::temporary(bookies).await.unwrap();
+    let cluster = Cluster::temporary(bookies, 1).await.unwrap();
     let client = cluster.client().await.unwrap();
     (cluster, client)
 }

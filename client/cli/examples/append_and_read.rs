@@ -11,7 +11,7 @@ use inkfast_cli::cluster::Cluster;
 async fn main() -> Result<(), Box<dyn Error>> {
     // A metastore and three bookies in this process. A client of a real cluster connects with
     // `Client::connect` and the cluster's addresses and certificates.
-    let cluster = Cluster::temporary(3).await?;
+    let cluster = Cluster::temporary(3, 1).await?;
     let client = cluster.client().await?;
 
     // Each entry goes to three bookies, and is confirmed when two have it on disk.

@@ -13,7 +13,7 @@ use inkfast_cli::cluster::Cluster;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let cluster = Cluster::temporary(3).await?;
+    let cluster = Cluster::temporary(3, 1).await?;
 
     // The first writer counts, and is then cut off, or so it seems to everyone else.
     let first = cluster.client().await?.create_ledger(CreateOptions::default()).await?;

@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use inkfast::{Client, LedgerWriter, PAYLOAD_BYTES_MAX};
 use serde::Serialize;
 
-use crate::cluster::{BOOKIES_DEFAULT, Cluster};
+use crate::cluster::{BOOKIES_DEFAULT, Cluster, METASTORES_DEFAULT};
 use crate::commands::Spread;
 use crate::output::Output;
 use crate::{Failure, config};
@@ -71,7 +71,7 @@ impl Bench {
             Some(config) => self.measure(&Client::connect(config).await?).await?,
             None => {
                 let bookies = load.spread.replication()?.ensemble().max(BOOKIES_DEFAULT);
-                let cluster = Cluster::temporary(bookies).await?;
+                let cluster = Cluster::temporary(bookies, METASTORES_DEFAULT).await?;
                 let measured = self.measure(&cluster.client().await?).await;
                 cluster.stop().await;
                 measured?

@@ -10,6 +10,7 @@ use crate::{Failure, bench, config};
 mod certs;
 mod demo;
 mod ledger;
+mod metastore;
 mod start;
 
 /// Inkfast: a replicated ledger store
@@ -19,7 +20,7 @@ mod start;
 #[derive(Parser)]
 #[command(name = "inkfast", version)]
 pub struct Arguments {
-    /// The settings: client.toml for `ledger` and `bench`, which INKFAST_CONFIG may name as well,
+    /// The settings: client.toml for `ledger`, `metastore` and `bench`, which INKFAST_CONFIG may name as well,
     /// or the daemon's own for `start metastore` and `start bookie`
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -40,6 +41,9 @@ enum Command {
     /// Writes, reads, recovers, shows, lists and deletes ledgers
     #[command(subcommand)]
     Ledger(ledger::Ledger),
+    /// Shows and changes the members of the metastore, backs it up and restores it
+    #[command(subcommand)]
+    Metastore(metastore::Metastore),
     /// Measures appends or reads, on a cluster of its own where none is configured
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -69,6 +73,7 @@ impl Arguments {
                 let client = config::connect(config).await?;
                 Box::pin(ledger.run(&client)).await
             }
+            Command::Metastore(metastore) => Box::pin(metastore.run(config)).await,
             Command::Bench(bench) => Box::pin(bench.run(config)).await,
         }
     }

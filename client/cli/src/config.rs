@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use inkfast::{Client, Config};
-use inkfast_wire::{Identity, Role};
+use inkfast_metastore::RemoteMetastore;
+use inkfast_wire::{Endpoint, Identity, Role};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
 use crate::Failure;
 
@@ -26,13 +28,24 @@ struct ClientFile {
 
 /// Connects to the cluster of the settings.
 pub(crate) async fn connect(file: Option<&Path>) -> Result<Client, Failure> {
-    let Some(config) = client(file)? else {
-        return Err(Failure::Usage(format!(
+    Ok(Client::connect(configured(file)?).await?)
+}
+
+/// Reaches the metastore of the settings, and nothing else.
+pub(crate) fn metastore(file: Option<&Path>) -> Result<RemoteMetastore, Failure> {
+    let Config { metastore, identity, net, deadlines } = configured(file)?;
+    let endpoint = Endpoint::client(&net, &identity, Uuid::new_v4(), None)
+        .map_err(|error| Failure::Failed(error.to_string()))?;
+    Ok(RemoteMetastore::new(&endpoint, metastore, deadlines.metastore))
+}
+
+fn configured(file: Option<&Path>) -> Result<Config, Failure> {
+    client(file)?.ok_or_else(|| {
+        Failure::Usage(format!(
             "no cluster is configured: name its client.toml with --config FILE or in \
              {CONFIG_VARIABLE}; `inkfast start cluster` makes a cluster and the file"
-        )));
-    };
-    Ok(Client::connect(config).await?)
+        ))
+    })
 }
 
 /// Reads the client's settings from the file that is given, or the one that the environment names;

@@ -41,7 +41,7 @@ impl Failure {
         match self {
             Self::Usage(_)
             | Self::Identity(IdentityError::Name { .. })
-            | Self::Cluster(cluster::Error::Bookies(_)) => 2,
+            | Self::Cluster(cluster::Error::Bookies(_) | cluster::Error::Metastores(_)) => 2,
             _ => 1,
         }
     }

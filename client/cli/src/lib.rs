@@ -7,6 +7,7 @@
 //!
 //! * `demo` shows the main job, from the first line written to the comparison of what was read.
 //! * `start` runs daemons: a metastore, a bookie, or a whole cluster in one process.
+//! * `metastore` shows and changes the members of the metastore, backs it up and restores it.
 //! * `certs` makes the certificates by which daemons and clients know each other.
 //! * `ledger` writes, reads, recovers, shows, lists and deletes ledgers.
 //! * `bench` loads a cluster with appends or reads, and measures.
@@ -16,7 +17,7 @@
 //! 2 when it could be refused without asking a server.
 //!
 //! # The cluster in one process
-//! [`Cluster`](cluster::Cluster) is one metastore and some bookies on loopback, with real sockets,
+//! [`Cluster`](cluster::Cluster) is metastores and bookies on loopback, with real sockets,
 //! files and certificates. `demo`, `bench`, `start cluster` and the examples stand on it, and so
 //! may tests. The examples are the shortest way to see the client library at work:
 //! `append_and_read` and `take_over`.

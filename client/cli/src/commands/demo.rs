@@ -9,7 +9,7 @@ use inkfast::{Client, CreateOptions, EntryId, LedgerId, LedgerReader, PAYLOAD_BY
 use tokio::fs::File;
 
 use crate::Failure;
-use crate::cluster::{BOOKIES_DEFAULT, Cluster};
+use crate::cluster::{BOOKIES_DEFAULT, Cluster, METASTORES_DEFAULT};
 use crate::entries::Entries;
 use crate::output::say;
 
@@ -31,7 +31,7 @@ impl Demo {
             open(file).await?;
         }
         let begun = Instant::now();
-        let cluster = Cluster::temporary(BOOKIES_DEFAULT).await?;
+        let cluster = Cluster::temporary(BOOKIES_DEFAULT, METASTORES_DEFAULT).await?;
         told(begun, format_args!("started a metastore and {BOOKIES_DEFAULT} bookies"))?;
         let outcome = self.show(&cluster).await;
         cluster.stop().await;

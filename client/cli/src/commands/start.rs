@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use inkfast_bookie::Bookie;
+use inkfast_metastore::limits::check_address;
 use inkfast_metastore_server::MetastoreServer;
 use inkfast_wire::{Net, Role};
 use serde::Deserialize;
@@ -10,15 +11,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::refuse;
 use crate::Failure;
-use crate::cluster::{BOOKIES_DEFAULT, Cluster};
+use crate::cluster::{BOOKIES_DEFAULT, Cluster, METASTORES_DEFAULT};
 use crate::config::{beside, load_identity, read};
 use crate::output::say;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Start {
-    /// One metastore and bookies in one process on loopback, to try things out
+    /// Metastores and bookies in one process on loopback, to try things out
     Cluster(ClusterArguments),
-    /// The metastore
+    /// A metastore: the first of a cluster, or with --join one more
     Metastore(MetastoreSettings),
     /// A bookie
     Bookie(BookieSettings),
@@ -46,33 +47,46 @@ pub(crate) struct ClusterArguments {
     /// there are]
     #[arg(long, value_name = "N")]
     bookies: Option<usize>,
+    /// How many metastores: 1, 3 or 5; a cluster that is started again may get more [default: 1,
+    /// or as many as there are]
+    #[arg(long, value_name = "N")]
+    metastores: Option<usize>,
 }
 
-async fn cluster(ClusterArguments { dir, bookies }: ClusterArguments) -> Result<(), Failure> {
+async fn cluster(arguments: ClusterArguments) -> Result<(), Failure> {
+    let ClusterArguments { dir, bookies, metastores } = arguments;
     let mut signals = Signals::new()?;
     let start = async {
         match &dir {
-            Some(dir) => Cluster::start(dir, bookies).await,
-            None => Cluster::temporary(bookies.unwrap_or(BOOKIES_DEFAULT)).await,
+            Some(dir) => Cluster::start(dir, bookies, metastores).await,
+            None => {
+                let bookies = bookies.unwrap_or(BOOKIES_DEFAULT);
+                Cluster::temporary(bookies, metastores.unwrap_or(METASTORES_DEFAULT)).await
+            }
         }
     };
     let mut cluster = tokio::select! {
         started = start => started?,
         () = signals.next() => return Ok(()),
     };
+    let metastores: Vec<_> = cluster.metastore_addresses().map(|it| it.to_string()).collect();
     // As it was called, so that the example can be pasted.
     let inkfast = std::env::args().next().unwrap_or_else(|| "inkfast".to_owned());
     say(format_args!(
-        "A cluster of one metastore and {} bookies runs in {}.\nUse it from another terminal:\n\n  \
+        "A cluster of {} and {} bookies runs in {}.\nUse it from another terminal:\n\n  \
          export INKFAST_CONFIG={}\n  seq 100000 | {inkfast} ledger write\n  \
          {inkfast} ledger list\n  {inkfast} ledger read 0 | tail\n",
+        match metastores.len() {
+            1 => "one metastore".to_owned(),
+            many => format!("{many} metastores"),
+        },
         cluster.bookies().count(),
         cluster.dir().display(),
         cluster.client_file().display(),
     ))?;
     let bookies: Vec<_> = cluster.bookies().map(|b| b.address().to_string()).collect();
-    let metastore = cluster.metastore_address();
-    say(format_args!("ready metastore {metastore} bookies {}", bookies.join(" ")))?;
+    let (metastores, bookies) = (metastores.join(","), bookies.join(" "));
+    say(format_args!("ready metastore {metastores} bookies {bookies}"))?;
     tokio::select! {
         error = cluster.failed() => return Err(error.into()),
         () = signals.next() => {}
@@ -91,6 +105,13 @@ pub(crate) struct MetastoreSettings {
     /// Where it listens, host:port
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
+    /// Where others reach it, if that is not where it listens
+    #[arg(long, value_name = "ADDR")]
+    advertise: Option<String>,
+    /// The addresses of some members of the cluster that an empty directory is to join, with
+    /// commas between; without it a cluster of its own is founded there
+    #[arg(long, value_delimiter = ',', value_name = "ADDR")]
+    join: Vec<String>,
     /// Where its certificates are
     #[arg(long, value_name = "DIR")]
     certs: Option<PathBuf>,
@@ -106,6 +127,8 @@ impl MetastoreSettings {
         Ok(Self {
             dir: self.dir.or_else(|| file.dir.map(|dir| beside(path, dir))),
             listen: self.listen.or(file.listen),
+            advertise: self.advertise.or(file.advertise),
+            join: if self.join.is_empty() { file.join } else { self.join },
             certs: self.certs.or_else(|| file.certs.map(|certs| beside(path, certs))),
             identity: self.identity.or(file.identity),
         })
@@ -114,11 +137,14 @@ impl MetastoreSettings {
 
 async fn metastore(settings: MetastoreSettings) -> Result<(), Failure> {
     let certs = needed(settings.certs, "certs")?;
+    for address in settings.advertise.iter().chain(&settings.join) {
+        check_address(address).map_err(|error| Failure::Usage(error.to_string()))?;
+    }
     let config = inkfast_metastore_server::Config {
         dir: needed(settings.dir, "dir")?,
         listen: needed(settings.listen, "listen")?,
-        advertise: None,
-        join: Vec::new(),
+        advertise: settings.advertise,
+        join: settings.join,
         identity: load_identity(&certs, Role::Metastore, settings.identity.as_deref())?,
         net: Net::Os,
     };
