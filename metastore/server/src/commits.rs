@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::rows::WriteRows;
-use crate::store::Store;
+use crate::store::{Amount, Store};
 
 /// The most commands that wait for a commit; more wait for room. One commit takes them all.
 const QUEUED_MAX: usize = 1024;
@@ -108,7 +108,12 @@ async fn commit(target: &Target, batch: Vec<Queued>) -> Result<(), StateError> {
         waiting.push((answer, _room));
     }
     let (leases, now) = (target.leases.clone(), Instant::now());
-    let applied = target.store.write(move |rows| apply_all(rows, commands, &leases, now)).await;
+    let applied = target
+        .store
+        .apply(Amount { entries: 1 << 20, bytes: 0 }, move |rows, _| {
+            apply_all(rows, commands, &leases, now)
+        })
+        .await;
     match applied {
         Ok(Applied { outcomes, changes, revision }) => {
             target.watches.publish(changes, revision);

@@ -4,6 +4,8 @@ use inkfast_metastore::Error;
 use inkfast_metastore::state::Answer;
 
 pub(crate) mod codec;
+pub(crate) mod log;
+pub(crate) mod machine;
 pub(crate) mod types;
 
 /// What a command is answered with.

@@ -49,20 +49,31 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+mod backup;
 mod commits;
 mod consensus;
+mod database;
 mod directory;
 mod error;
+mod member;
 mod rows;
 mod service;
+mod snapshot;
+mod storage;
 mod store;
 #[cfg(test)]
 mod test_disk;
 
+pub use backup::{BackupSummary, RestoreSummary, backup_directory, restore};
 use commits::Commits;
+pub use database::FORMAT;
+pub use directory::Files;
 pub use error::Error;
+pub use member::Member;
 use service::Front;
-pub use store::{Executor, FORMAT, Member, Store};
+pub use storage::{Beginning, Storage};
+pub use store::Executor;
+use store::Store;
 
 /// How long a stop waits for the last commit.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -90,7 +101,7 @@ pub struct Config {
 pub struct MetastoreServer {
     endpoint: Endpoint,
     address: SocketAddr,
-    store: Store,
+    storage: Storage,
     /// Answering callers, and ending leases.
     serving: JoinSet<()>,
     committing: JoinHandle<()>,
@@ -104,20 +115,21 @@ impl MetastoreServer {
     /// something else, of a newer format, or in use, and an address in use.
     pub async fn start(config: Config) -> Result<Self, Error> {
         let dir = config.dir;
-        let store = tokio::task::spawn_blocking(move || Store::open_directory(&dir))
-            .await
-            .map_err(rows::state_error)??;
-        Self::start_on(store, &config.listen, &config.identity, &config.net).await
+        let storage =
+            tokio::task::spawn_blocking(move || Storage::open_directory(&dir, Beginning::Found))
+                .await
+                .map_err(rows::state_error)??;
+        Self::start_on(storage, &config.listen, &config.identity, &config.net).await
     }
 
     /// Starts a metastore on a store that is open already.
     pub async fn start_on(
-        store: Store,
+        storage: Storage,
         listen: &str,
         identity: &Identity,
         net: &Net,
     ) -> Result<Self, Error> {
-        let member = store.member();
+        let Storage { member, store, .. } = storage.clone();
         let server = Server {
             listen: listen.into(),
             instance: member.id,
@@ -137,7 +149,7 @@ impl MetastoreServer {
         serving.spawn(front.clone().expire_leases());
         serving.spawn(serve(endpoint.clone(), front));
         tracing::info!(%address, cluster = %member.cluster, "the metastore serves");
-        Ok(Self { endpoint, address, store, serving, committing, failure })
+        Ok(Self { endpoint, address, storage, serving, committing, failure })
     }
 
     /// Returns the address that it listens on.
@@ -147,7 +159,7 @@ impl MetastoreServer {
 
     /// Returns the id of its cluster.
     pub fn cluster(&self) -> Uuid {
-        self.store.member().cluster
+        self.storage.member.cluster
     }
 
     /// Waits until the disk fails, and says how. The daemon cannot write then and should end.
@@ -167,7 +179,7 @@ impl MetastoreServer {
         if timeout(STOP_TIMEOUT, self.committing).await.is_err() {
             tracing::warn!("the last commit has not ended within {STOP_TIMEOUT:?}");
         }
-        self.store.close().await;
+        self.storage.close().await;
     }
 }
 

@@ -6,18 +6,20 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::*;
+use crate::directory::STATE;
+use crate::storage::{Beginning, Storage};
 use crate::store::Executor;
-use crate::test_disk::TestDisk;
+use crate::test_disk::TestFiles;
 
 #[tokio::test]
 async fn what_queues_together_shares_a_sync() {
     const COMMANDS: usize = 200;
     let (disk, commits, _, _) = start();
-    let before = disk.syncs();
+    let before = disk.syncs(STATE);
     run(&commits, put(0)).await.unwrap();
-    let syncs_alone = disk.syncs() - before;
+    let syncs_alone = disk.syncs(STATE) - before;
 
-    let before = disk.syncs();
+    let before = disk.syncs(STATE);
     let mut running = JoinSet::new();
     for number in 1..=COMMANDS {
         let commits = commits.clone();
@@ -26,7 +28,7 @@ async fn what_queues_together_shares_a_sync() {
     for outcome in running.join_all().await {
         outcome.unwrap();
     }
-    let syncs = disk.syncs() - before;
+    let syncs = disk.syncs(STATE) - before;
     assert!((1..=2 * syncs_alone).contains(&syncs), "{syncs} syncs, alone {syncs_alone}");
 }
 
@@ -36,7 +38,7 @@ async fn nothing_is_written_after_the_disk_failed() {
     run(&commits, put(1)).await.unwrap();
     assert!(failure.borrow().is_none());
 
-    disk.break_down();
+    disk.break_down(STATE);
     let refused = run(&commits, put(2)).await.unwrap_err();
     assert!(matches!(&refused, Error::Unavailable { why } if why.contains("broken")), "{refused}");
     assert!(failure.wait_for(Option::is_some).await.is_ok());
@@ -53,11 +55,11 @@ async fn what_was_queued_is_committed_before_the_end() {
     assert!(answer.await.unwrap().is_ok());
 }
 
-type Started = (TestDisk, Commits, watch::Receiver<Option<StateError>>, JoinHandle<()>);
+type Started = (TestFiles, Commits, watch::Receiver<Option<StateError>>, JoinHandle<()>);
 
 fn start() -> Started {
-    let disk = TestDisk::default();
-    let store = Store::open(disk.clone(), Executor::Inline).unwrap();
+    let disk = TestFiles::default();
+    let store = Storage::open(disk.clone(), Executor::Inline, Beginning::Found).unwrap().store;
     let (failed, failure) = watch::channel(None);
     let (commits, committing) =
         Commits::start(store, Arc::default(), Watches::new(Version::new(0)), failed);

@@ -7,6 +7,7 @@ use openraft::impls::leader_id_std;
 use uuid::Uuid;
 
 use crate::consensus::Outcome;
+use crate::snapshot::SnapshotData;
 
 openraft::declare_raft_types!(
     /// Standard Raft: one leader a term, whose log ids are term and index.
@@ -33,6 +34,7 @@ pub(crate) type LogId = openraft::type_config::alias::LogIdOf<Types>;
 pub(crate) type Entry = openraft::type_config::alias::EntryOf<Types>;
 pub(crate) type Membership = openraft::Membership<NodeId, Address>;
 pub(crate) type StoredMembership = openraft::type_config::alias::StoredMembershipOf<Types>;
+pub(crate) type Snapshot = openraft::type_config::alias::SnapshotOf<Types, SnapshotData>;
 pub(crate) type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<Types>;
 
 /// What is replicated: opaque here, encoded once by whoever proposes it.
