@@ -46,6 +46,9 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// The cluster to join has not let this member in.
+    #[error("cannot join the cluster: {0}")]
+    Join(String),
     /// The network cannot be used.
     #[error(transparent)]
     Wire(#[from] inkfast_wire::Error),

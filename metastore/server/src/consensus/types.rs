@@ -3,6 +3,7 @@
 use std::fmt::{self, Debug, Display, Formatter};
 
 use bytes::Bytes;
+use openraft::EntryPayload;
 use openraft::impls::leader_id_std;
 use uuid::Uuid;
 
@@ -28,6 +29,7 @@ pub(crate) type Runtime =
 #[cfg(not(test))]
 pub(crate) type Runtime = openraft::impls::TokioRuntime;
 
+pub(crate) type Raft = openraft::Raft<Types, super::machine::Machine>;
 pub(crate) type Vote = openraft::type_config::alias::VoteOf<Types>;
 pub(crate) type CommittedLeaderId = openraft::type_config::alias::CommittedLeaderIdOf<Types>;
 pub(crate) type LogId = openraft::type_config::alias::LogIdOf<Types>;
@@ -70,6 +72,14 @@ impl Debug for NodeId {
 impl Display for NodeId {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         Display::fmt(&self.0, f)
+    }
+}
+
+/// Returns about how large an entry is.
+pub(crate) fn data_len(entry: &Entry) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(Data(data)) => data.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
     }
 }
 

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use inkfast_metastore::{KeyValue, Metastore, RemoteMetastore, Scan, Transaction};
 use inkfast_wire::{Authority, Endpoint, Identity, Net, Role, Server, serve};
 use tempfile::TempDir;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::consensus::network::WirePeers;
+use crate::consensus::types::Runtime;
 use crate::storage::{Beginning, Storage};
 use crate::store::Executor;
 use crate::test_disk::TestFiles;
@@ -99,7 +100,7 @@ fn transaction() -> Transaction {
 /// Starts a metastore in memory that cuts streams, and returns its address.
 async fn start(identity: &Identity, cuts: Arc<AtomicUsize>) -> String {
     let storage = Storage::open(TestFiles::default(), Executor::Inline, Beginning::Found).unwrap();
-    let Storage { member, store, .. } = storage;
+    let member = storage.member.clone();
     let server = Server {
         listen: "127.0.0.1:0".into(),
         instance: member.id,
@@ -107,12 +108,11 @@ async fn start(identity: &Identity, cuts: Arc<AtomicUsize>) -> String {
         reset_key: member.reset_key,
         roles: &[Role::Client],
     };
-    let leases = Arc::<Mutex<Leases>>::default();
-    let watches = Watches::new(Version::new(0));
-    let (failed, _) = watch::channel(None);
-    let (commits, _) = Commits::start(store.clone(), leases.clone(), watches.clone(), failed);
-    let front = Front::new(store, commits, leases, watches);
     let endpoint = Endpoint::server(&Net::Os, identity, server).await.unwrap();
+    let me = Me { member, address: endpoint.local_addr().to_string(), endpoint: endpoint.clone() };
+    let peers = Arc::new(WirePeers::new(endpoint.clone()));
+    let started = Runtime::scope(1, Front::start(me, &storage, peers)).await;
+    let (front, _) = started.unwrap();
     let address = endpoint.local_addr().to_string();
     tokio::spawn(serve(endpoint, Cutting { front, cuts }));
     address
