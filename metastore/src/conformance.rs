@@ -21,7 +21,7 @@ pub use limits::{
 };
 pub use scans::{
     a_scan_begins_after_a_key, a_scan_sees_its_prefix_only, pages_are_bounded_in_bytes,
-    pages_have_no_gap,
+    pages_have_no_gap, stale_reads_come_to_the_present,
 };
 pub use transactions::{
     a_transaction_happens_whole_or_not, create_happens_once, delete_needs_no_version,
@@ -50,6 +50,7 @@ pub async fn run(store: &dyn Metastore) {
     a_scan_begins_after_a_key(store).await;
     pages_have_no_gap(store).await;
     pages_are_bounded_in_bytes(store).await;
+    stale_reads_come_to_the_present(store).await;
 
     keys_vanish_with_their_lease(store).await;
     a_rewritten_key_leaves_its_lease(store).await;

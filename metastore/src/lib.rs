@@ -21,6 +21,9 @@
 //! read sees every write that was answered before it began. What was answered is on disk: no crash
 //! takes it back.
 //!
+//! *Stale reads* ([`Metastore::get_stale`], [`Metastore::scan_stale`]) are answered by any member,
+//! also one that is cut off, and may be from the past.
+//!
 //! *A lost answer.* A change without an answer is sent again under the same request id, and the
 //! metastore gives it its first answer instead of doing it twice (it remembers answers for
 //! [ten minutes](state::REMEMBERED_MS)). When time runs out the error is [`Error::TimedOut`],
@@ -59,12 +62,16 @@
 //! wire, [`limits`] what is accepted. What a command changed, [`watches`] remembers for a while,
 //! for those who watch; a revision means the same in every copy, so a watch can go on at any.
 //!
+//! Of several members one leads and answers everything but stale reads. [`RemoteMetastore`] finds
+//! it, and the next one when it is lost; that is all that a caller notices of the others. It also
+//! carries what only an operator asks for: [who is there](MemberStatus), changes of the members,
+//! and a [`Backup`].
+//!
 //! # What is not here
 //!
 //! No history: only the last value of a key is kept, and recent changes for a while. A watch does
-//! not tell what a key was before a change. No reads that may be stale. No transaction reads a
-//! value: it compares versions. Nothing about who may do what: every process of the cluster may do
-//! everything.
+//! not tell what a key was before a change. No transaction reads a value: it compares versions.
+//! Nothing about who may do what: every process of the cluster may do everything.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -93,7 +100,7 @@ pub use limits::{
 };
 pub use members::{MemberInfo, MemberStatus};
 pub use memory::MemoryMetastore;
-pub use remote::RemoteMetastore;
+pub use remote::{Backup, RemoteMetastore};
 pub use types::{Change, Condition, KeyValue, LeaseId, Page, Scan, Transaction, Version, Write};
 pub use watch::Watch;
 

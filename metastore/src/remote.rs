@@ -1,86 +1,136 @@
 //! The metastore as its clients reach it.
+//!
+//! [`leader`] believes that one member leads, and finds out who does when that turns out wrong;
+//! [`ask`] takes requests there, again and again until there is an answer. [`members`] knows the
+//! addresses.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use inkfast_wire::{Endpoint, Frame, Remote, Role, Target};
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout};
+use inkfast_wire::Endpoint;
+use tokio::task::{JoinHandle, JoinSet};
 use uuid::Uuid;
 
 use crate::Metastore;
 use crate::error::Error;
-use crate::limits::{check_key, check_operation, check_scan};
-use crate::messages::{Request, answer_from_frame, encode_request};
+use crate::limits::{check_address, check_key, check_operation, check_scan};
+use crate::members::MemberStatus;
+use crate::messages::Request;
 use crate::state::{Answer, Operation};
 use crate::types::{KeyValue, LeaseId, Page, Scan, Transaction, Version};
 use crate::watch::{Source, Watch};
 
+mod ask;
+mod backup;
+mod leader;
+mod members;
 mod watch;
 
+pub use backup::Backup;
+use leader::Leader;
+use members::Members;
 pub(crate) use watch::RemoteWatch;
+use watch::Watching;
 
-/// How long one member has for an answer before the next is asked.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
-/// The pause between two attempts, up to twice as long by chance so that clients do not come back
-/// all at once.
+/// How long a change of the members is tried: a new one has to learn the whole state first.
+const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a member has to say what it knows where that is what was asked for.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+/// The pause before something is tried again, up to twice as long by chance so that those who wait
+/// do not come back all at once.
 const PAUSE: Duration = Duration::from_millis(50);
 /// For how long refusals and nothing else are put up with: a member that is just stopping refuses
 /// too.
 const REFUSALS_MAX: Duration = Duration::from_secs(1);
-/// The most watches at a time: each has a stream, of which requests need some as well.
-const WATCHES_MAX: usize = 10_000;
 
-/// A metastore at known addresses.
+/// A metastore of one or more members, of which some addresses are known.
 ///
-/// A request whose answer is lost is sent again, to the next address, under the same request id,
-/// until the timeout; so a change is made once however often it was sent. A watch whose member is
-/// lost goes on at the next, and says so only after the timeout. There may be 10,000 of them.
+/// One member leads, and requests go there. Which one it is, is found out by itself: members that
+/// do not lead say who does, and when the leader is lost, or does not answer for 0.4 s, the others
+/// are asked, once for all requests of the process. A request without an answer is sent
+/// again, under the same request id, until the timeout; so a change is made once however often it
+/// was sent. Members that are not in the list are learned from the others.
+///
+/// A watch goes on at the new leader, and says so only if there was none for the timeout. There
+/// may be 10,000 of them. A process that has any asks the leader once a second or so whether it
+/// still leads.
 pub struct RemoteMetastore {
     endpoint: Endpoint,
-    members: Arc<Members>,
-}
-
-/// The members, shared with watches.
-struct Members {
-    list: Vec<Member>,
-    /// The member to ask first: the last one that answered.
-    favourite: AtomicUsize,
+    leader: Arc<Leader>,
+    watching: Arc<Watching>,
     timeout: Duration,
-    watches: Arc<Semaphore>,
-}
-
-struct Member {
-    address: String,
-    remote: Remote,
-}
-
-impl Members {
-    /// Returns the member whose turn it is; none if there are no members.
-    fn at(&self, turn: usize) -> Option<&Member> {
-        self.list.get(turn.checked_rem(self.list.len())?)
-    }
 }
 
 impl RemoteMetastore {
-    /// Makes a metastore of the members at these addresses (`host:port`); nothing is sent yet.
+    /// Makes a metastore of the members at these addresses (`host:port`), which need not be all;
+    /// nothing is sent yet.
     pub fn new(endpoint: &Endpoint, addresses: Vec<String>, timeout: Duration) -> Self {
-        let member = |address: String| {
-            let addresses = vec![address.clone()];
-            let target = Target { role: Role::Metastore, instance: None, addresses };
-            Member { address, remote: Remote::new(endpoint, target) }
-        };
-        let members = Members {
-            list: addresses.into_iter().map(member).collect(),
-            favourite: AtomicUsize::new(0),
-            timeout,
-            watches: Arc::new(Semaphore::new(WATCHES_MAX)),
-        };
-        Self { endpoint: endpoint.clone(), members: Arc::new(members) }
+        let leader = Arc::new(Leader::new(Members::new(endpoint, addresses)));
+        let watching = Arc::new(Watching::new(leader.clone(), timeout));
+        Self { endpoint: endpoint.clone(), leader, watching, timeout }
+    }
+
+    /// Asks all members what they know of the cluster: those that are known here, and those that
+    /// they name. Returns what each said, or why it did not answer within 2 s.
+    pub async fn status(&self) -> Vec<(String, Result<MemberStatus, Error>)> {
+        let mut all = Vec::<(String, Result<MemberStatus, Error>)>::new();
+        loop {
+            let heard = |address: &str| {
+                all.iter().any(|(asked, answer)| {
+                    asked == address || answer.as_ref().is_ok_and(|it| it.address == address)
+                })
+            };
+            let mut asked = JoinSet::new();
+            for member in self.leader.members().all() {
+                if !heard(member.address()) {
+                    asked.spawn(async move {
+                        (member.address().to_owned(), member.status(STATUS_TIMEOUT).await)
+                    });
+                }
+            }
+            if asked.is_empty() {
+                return all;
+            }
+            let mut answers = asked.join_all().await;
+            answers.sort_by(|(one, _), (other, _)| one.cmp(other));
+            for (address, answer) in answers {
+                if let Ok(status) = &answer {
+                    self.leader.hear(status);
+                }
+                let unavailable =
+                    |error: inkfast_wire::Error| Error::unavailable(error.to_string());
+                all.push((address, answer.map_err(unavailable)));
+            }
+        }
+    }
+
+    /// Makes the metastore at an address a voter, within 60 s: it has to be of this cluster, and
+    /// learns the whole state first. Does nothing if it is one.
+    pub async fn add_member(&self, address: &str) -> Result<(), Error> {
+        check_address(address)?;
+        self.change_members(Request::AddMember { address: address.into() }).await
+    }
+
+    /// Removes a member, alive or not, within 60 s. The leader hands over first. The last voter
+    /// cannot be removed.
+    pub async fn remove_member(&self, id: Uuid) -> Result<(), Error> {
+        self.change_members(Request::RemoveMember(id)).await
+    }
+
+    /// Makes a voter the leader, and returns when it is, within 60 s.
+    pub async fn transfer_leader(&self, id: Uuid) -> Result<(), Error> {
+        self.change_members(Request::TransferLeader(id)).await
+    }
+
+    /// Begins a backup of all there is at this moment.
+    pub async fn backup(&self) -> Result<Backup, Error> {
+        Backup::begin(&self.leader).await
+    }
+
+    async fn change_members(&self, request: Request) -> Result<(), Error> {
+        self.leader.ask(request, MEMBERSHIP_TIMEOUT).await?.done()
     }
 
     async fn change(&self, operation: Operation) -> Result<Answer, Error> {
@@ -89,29 +139,11 @@ impl RemoteMetastore {
     }
 
     async fn call(&self, request: Request) -> Result<Answer, Error> {
-        let frame = encode_request(request);
-        let mut tried = Tried::default();
-        let limit = self.members.timeout;
-        match timeout(limit, self.retry(&frame, &mut tried)).await {
-            Ok(Some(answer)) => answer,
-            Ok(None) | Err(_) => Err(tried.into_error(limit)),
-        }
+        self.leader.ask(request, self.timeout).await
     }
 
-    /// Asks one member after the other until one answers; none if there is no sense in going on.
-    async fn retry(&self, frame: &Frame, tried: &mut Tried) -> Option<Result<Answer, Error>> {
-        let mut favourite = self.members.favourite.load(Ordering::Relaxed);
-        while let Some(member) = self.members.at(favourite)
-            && !tried.only_refused()
-        {
-            if let Some(answer) = attempt(member, frame, tried).await {
-                self.members.favourite.store(favourite, Ordering::Relaxed);
-                return Some(answer);
-            }
-            favourite = favourite.wrapping_add(1);
-            sleep(pause()).await;
-        }
-        None
+    async fn call_anyone(&self, request: Request) -> Result<Answer, Error> {
+        self.leader.ask_anyone(request, self.timeout).await
     }
 }
 
@@ -129,12 +161,12 @@ impl Metastore for RemoteMetastore {
 
     async fn get_stale(&self, key: &str) -> Result<Option<KeyValue>, Error> {
         check_key(key)?;
-        self.call(Request::Get { key: key.into(), stale: true }).await?.value()
+        self.call_anyone(Request::Get { key: key.into(), stale: true }).await?.value()
     }
 
     async fn scan_stale(&self, scan: Scan) -> Result<Page, Error> {
         check_scan(&scan)?;
-        self.call(Request::Scan { scan, stale: true }).await?.page()
+        self.call_anyone(Request::Scan { scan, stale: true }).await?.page()
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Version, Error> {
@@ -158,96 +190,29 @@ impl Metastore for RemoteMetastore {
     }
 
     async fn watch(&self, prefix: &str, after: Version) -> Result<Watch, Error> {
-        let watch = RemoteWatch::begin(&self.members, prefix, after).await?;
+        let watch = RemoteWatch::begin(&self.watching, prefix, after).await?;
         Ok(Watch(Source::Remote(Box::new(watch))))
     }
 
     async fn cluster(&self) -> Result<Uuid, Error> {
         if self.endpoint.cluster().is_none() {
-            // Any request will do: the handshake before it tells the cluster.
-            self.get("cluster").await?;
+            // Any answer will do: the handshake before it tells the cluster.
+            self.call_anyone(Request::Status).await?.status()?;
         }
         self.endpoint.cluster().ok_or_else(|| Error::unavailable("its cluster is not known"))
     }
 }
 
-/// Sends the request to one member; none if it has to be sent again.
-async fn attempt(
-    member: &Member,
-    frame: &Frame,
-    tried: &mut Tried,
-) -> Option<Result<Answer, Error>> {
-    tried.connecting(member);
-    let connection = match member.remote.connection().await {
-        Ok(connection) => connection,
-        Err(error) => return tried.failed(member, &error),
-    };
-    tried.sending(member);
-    let answer = match connection.request(frame.clone(), ATTEMPT_TIMEOUT).await {
-        Ok(answer) => answer,
-        Err(error) => return tried.failed(member, &error),
-    };
-    match answer_from_frame(answer) {
-        Ok(Err(Error::Unavailable { why })) | Err(why) => tried.note(member, why),
-        Ok(answer) => Some(answer),
+/// A task that ends when nobody holds it any more.
+struct Held(JoinHandle<()>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
-fn pause() -> Duration {
-    PAUSE.mul_f64(1.0 + fastrand::f64())
-}
-
-/// What became of the attempts so far.
-#[derive(Default)]
-struct Tried {
-    /// The last word on each address.
-    notes: BTreeMap<String, String>,
-    /// Whether any member may have seen the request.
-    sent: bool,
-    /// Since when there were refusals and nothing else.
-    refused_since: Option<Instant>,
-}
-
-impl Tried {
-    fn connecting(&mut self, member: &Member) {
-        self.notes.entry(member.address.clone()).or_insert_with(|| "no connection yet".into());
-    }
-
-    fn sending(&mut self, member: &Member) {
-        self.sent = true;
-        self.notes.insert(member.address.clone(), "no answer yet".into());
-    }
-
-    fn failed<T>(&mut self, member: &Member, error: &inkfast_wire::Error) -> Option<T> {
-        use inkfast_wire::Error::{Refused, WrongPeer};
-        let refused_since = self.refused_since;
-        self.note::<T>(member, error.to_string());
-        if matches!(error, Refused { .. } | WrongPeer { .. }) {
-            self.refused_since = Some(refused_since.unwrap_or_else(Instant::now));
-        }
-        None
-    }
-
-    fn note<T>(&mut self, member: &Member, why: String) -> Option<T> {
-        tracing::debug!(address = member.address, why, "the metastore gave no answer");
-        self.notes.insert(member.address.clone(), why);
-        self.refused_since = None;
-        None
-    }
-
-    fn only_refused(&self) -> bool {
-        self.refused_since.is_some_and(|since| since.elapsed() >= REFUSALS_MAX)
-    }
-
-    fn into_error(self, timeout: Duration) -> Error {
-        let sent = self.sent;
-        let why = self.into_words();
-        if sent { Error::TimedOut { timeout, why } } else { Error::Unavailable { why } }
-    }
-
-    fn into_words(self) -> String {
-        let notes = self.notes.iter().map(|(address, why)| format!("{address}: {why}"));
-        let notes = notes.collect::<Vec<_>>().join("; ");
-        if notes.is_empty() { "no address is known".into() } else { notes }
-    }
+/// Makes a pause up to twice as long, by chance.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(1.0 + fastrand::f64())
 }

@@ -1,7 +1,15 @@
 //! Claims about scans and their pages.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
 use super::{commit, fresh_prefix};
 use crate::{Metastore, Scan, Transaction, VALUE_BYTES_MAX};
+
+/// How far in the past a stale read may be here.
+const DEADLINE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Checks that a scan gives the keys of its prefix in byte order, and no neighbours.
 pub async fn a_scan_sees_its_prefix_only(store: &dyn Metastore) {
@@ -86,4 +94,29 @@ pub async fn pages_are_bounded_in_bytes(store: &dyn Metastore) {
     }
     let clean = keys.iter().fold(Transaction::new(), |all, key| all.delete(key));
     commit(store, clean).await;
+}
+
+/// Checks that stale reads come to what was written, and are those of one moment.
+pub async fn stale_reads_come_to_the_present(store: &dyn Metastore) {
+    let prefix = fresh_prefix();
+    let keys = ["1", "2"].map(|name| format!("{prefix}{name}"));
+    let both = keys.iter().fold(Transaction::new(), |all, key| all.put(key, "x"));
+    let version = commit(store, both).await;
+    let late = Instant::now() + DEADLINE;
+    while store.get_stale(&keys[1]).await.expect("a stale read").is_none() {
+        assert!(Instant::now() < late, "what was written is not seen for {DEADLINE:?}");
+        sleep(PAUSE).await;
+    }
+    loop {
+        let page = store.scan_stale(Scan::new(&prefix)).await.expect("a stale page");
+        // It may be of another member, which is behind.
+        if page.revision >= version {
+            let found = page.entries.iter().map(|it| (it.key.clone(), it.version));
+            assert_eq!(found.collect::<Vec<_>>(), keys.map(|key| (key, version)));
+            return;
+        }
+        assert!(page.entries.is_empty(), "half a transaction, or the future");
+        assert!(Instant::now() < late, "the page is behind for {DEADLINE:?}");
+        sleep(PAUSE).await;
+    }
 }

@@ -1,181 +1,207 @@
-//! A watch over the wire: one member at a time is asked for more, and when it is lost another.
+//! A watch over the wire: the leader is asked for more, and when it is lost the next one.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
-use inkfast_wire::{Error as WireError, Frame, Stream};
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use inkfast_wire::Error as WireError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{ATTEMPT_TIMEOUT, Member, Members, Tried, pause};
+use super::ask::Opened;
+use super::leader::Leader;
+use super::{Held, PAUSE, jittered};
 use crate::error::Error;
 use crate::limits::check_watch;
 use crate::messages::{Request, answer_from_frame, encode_request};
-use crate::state::Answer;
+use crate::state::{Answer, Told};
 use crate::types::{Change, Version};
 use crate::watches::PROGRESS_INTERVAL;
 
-/// Watches at whatever member answers.
+/// The most watches at a time: each has a stream, of which requests need some as well.
+const WATCHES_MAX: usize = 10_000;
+/// How long a watch's answer may take beyond the time after which there is one in any case.
+const PROGRESS_MARGIN: Duration = Duration::from_secs(1);
+/// The pause between two questions to the leader whether it leads, up to twice as long by chance.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+/// A key that is read for no other reason.
+const HEARTBEAT_KEY: &str = "leader";
+
+/// What the watches of a process share.
+pub(super) struct Watching {
+    leader: Arc<Leader>,
+    /// How long a watch looks for a leader before it says that there is none.
+    timeout: Duration,
+    permits: Arc<Semaphore>,
+    /// The task that asks the leader whether it leads, as long as there are watches.
+    heartbeat: Mutex<Weak<Held>>,
+}
+
+/// Watches at whatever member leads.
 pub(crate) struct RemoteWatch {
-    members: Arc<Members>,
+    shared: Arc<Watching>,
     prefix: String,
     /// Everything up to here has been told.
     seen: Version,
-    /// Whose turn it is.
-    turn: usize,
-    /// What that member was asked on, once it was.
-    asked: Option<Asked>,
-    /// None while a member tells; over several calls if they are dropped.
-    search: Option<Search>,
+    state: State,
     _permit: OwnedSemaphorePermit,
+    _heartbeat: Arc<Held>,
 }
 
-/// A stream on which a member was asked to tell.
-struct Asked {
-    stream: Stream,
+enum State {
+    /// No member tells.
+    Idle,
+    /// The one task here has the leader take the watch. It goes on where a wait is broken off.
+    Beginning(JoinSet<Result<Opened, Error>>),
+    /// A member tells.
+    Begun(Box<Begun>),
+}
+
+/// A watch that a member has taken.
+struct Begun {
+    at: Opened,
     /// When its next answer has to be here; none if it was not asked for one.
     due: Option<Instant>,
 }
 
-/// The time since there was a member that tells.
-struct Search {
-    since: Instant,
-    tried: Tried,
+impl Watching {
+    pub(super) fn new(leader: Arc<Leader>, timeout: Duration) -> Self {
+        let permits = Arc::new(Semaphore::new(WATCHES_MAX));
+        Self { leader, timeout, permits, heartbeat: Mutex::default() }
+    }
+
+    /// Asks the leader now and then whether it still leads, at least as long as what is returned
+    /// is held: a watch with nothing to be told would learn late that its member is lost.
+    fn heartbeat(&self) -> Arc<Held> {
+        let mut heartbeat = self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = heartbeat.upgrade()
+            && !running.0.is_finished()
+        {
+            return running;
+        }
+        let (leader, limit) = (self.leader.clone(), self.timeout);
+        let running = Arc::new(Held(tokio::spawn(async move {
+            loop {
+                sleep(jittered(HEARTBEAT_INTERVAL)).await;
+                let read = Request::Get { key: HEARTBEAT_KEY.into(), stale: false };
+                // To have been answered is all; and if not, it has been searched for a leader.
+                let _ = leader.ask(read, limit).await;
+            }
+        })));
+        *heartbeat = Arc::downgrade(&running);
+        running
+    }
 }
 
 impl RemoteWatch {
-    /// Begins a watch, when a member has taken it.
+    /// Begins a watch, when the leader has taken it.
     pub(super) async fn begin(
-        members: &Arc<Members>,
+        shared: &Arc<Watching>,
         prefix: &str,
         after: Version,
     ) -> Result<Self, Error> {
         check_watch(prefix)?;
-        let permit = members.watches.clone().try_acquire_owned().map_err(|_| {
+        let permit = shared.permits.clone().try_acquire_owned().map_err(|_| {
             Error::bad_request("this process has as many watches as it can: drop some")
         })?;
         let mut watch = Self {
-            members: members.clone(),
+            shared: shared.clone(),
             prefix: prefix.into(),
             seen: after,
-            turn: members.favourite.load(Ordering::Relaxed),
-            asked: None,
-            search: Some(Search::default()),
+            state: State::Idle,
             _permit: permit,
+            _heartbeat: shared.heartbeat(),
         };
-        watch.answer().await?.done()?;
-        // It is found, whenever the first answer is wanted.
-        watch.search = None;
+        watch.begun().await?;
         Ok(watch)
     }
 
     pub(crate) async fn next(&mut self) -> Result<Vec<Change>, Error> {
         loop {
-            match self.answer().await? {
-                // Another member has taken the watch.
-                Answer::Done => {}
-                other => {
-                    let told = other.told()?;
-                    self.search = None;
+            let leader = self.shared.leader.clone();
+            let begun = self.begun().await?;
+            let (member, connection) = (begun.at.member.clone(), begun.at.connection.clone());
+            let told = tokio::select! {
+                biased;
+                told = begun.more() => told,
+                () = leader.moved(&member) => {
+                    self.state = State::Idle;
+                    continue;
+                }
+            };
+            match told {
+                Ok(Ok(told)) => {
                     self.seen = told.seen;
                     if !told.changes.is_empty() {
                         return Ok(told.changes);
                     }
+                    continue;
                 }
+                Ok(Err(Error::NotLeader { leader: named })) => {
+                    leader.redirect(&member, named.as_deref());
+                }
+                Ok(Err(Error::Unavailable { why })) => member.note(why),
+                Ok(Err(error)) => {
+                    self.state = State::Idle;
+                    return Err(error);
+                }
+                Err(WireError::TimedOut { what }) => member.note(what),
+                Err(error) => leader.fail(&member, Some(&connection), &error),
             }
+            self.state = State::Idle;
+            sleep(jittered(PAUSE)).await;
         }
     }
 
-    /// Gets the next answer, from one member after the other until one gives it.
-    async fn answer(&mut self) -> Result<Answer, Error> {
-        loop {
-            let late = self.search.as_ref().map(|search| search.since + self.members.timeout);
-            let answer = match late {
-                // Who has taken the watch may have nothing to tell for longer than the timeout.
-                Some(late) if self.asked.is_none() => timeout_at(late, self.attempt()).await.ok(),
-                _ => Some(self.attempt().await),
+    /// Has the leader take the watch, if that was not done yet.
+    async fn begun(&mut self) -> Result<&mut Begun, Error> {
+        if let State::Idle = self.state {
+            let (leader, limit) = (self.shared.leader.clone(), self.shared.timeout);
+            let request = Request::Watch { prefix: self.prefix.clone(), after: self.seen };
+            let mut task = JoinSet::new();
+            task.spawn(async move { leader.open(request, limit).await });
+            self.state = State::Beginning(task);
+        }
+        if let State::Beginning(task) = &mut self.state {
+            let opened = task.join_next().await;
+            self.state = State::Idle;
+            let opened = match opened {
+                Some(Ok(Ok(opened))) => opened,
+                // A watch that may have been taken and is not used is none.
+                Some(Ok(Err(Error::TimedOut { why, .. }))) => return Err(Error::unavailable(why)),
+                Some(Ok(Err(error))) => return Err(error),
+                Some(Err(_)) | None => return Err(Error::unavailable("its task was abandoned")),
             };
-            match answer {
-                Some(Some(answer)) => return answer,
-                Some(None) if self.search.as_ref().is_none_or(|it| !it.tried.only_refused()) => {
-                    self.turn = self.turn.wrapping_add(1);
-                    sleep(pause()).await;
-                }
-                _ => {
-                    // A later call begins anew.
-                    self.asked = None;
-                    let why = self.search.take().unwrap_or_default().tried.into_words();
-                    return Err(Error::unavailable(why));
-                }
-            }
+            opened.answer.clone().done()?;
+            self.state = State::Begun(Box::new(Begun { at: opened, due: None }));
+        }
+        match &mut self.state {
+            State::Begun(begun) => Ok(begun),
+            State::Idle | State::Beginning(_) => Err(Error::unavailable("the watch did not begin")),
         }
     }
+}
 
-    /// Asks the member whose turn it is; none if another has to be asked.
-    async fn attempt(&mut self) -> Option<Result<Answer, Error>> {
-        let members = self.members.clone();
-        let Some(member) = members.at(self.turn) else {
-            return Some(Err(Error::unavailable(Tried::default().into_words())));
-        };
-        let answer = self.ask(member).await.map(answer_from_frame);
-        let tried = &mut self.search.get_or_insert_default().tried;
-        match answer {
-            Ok(Ok(Err(Error::Unavailable { why })) | Err(why)) => {
-                self.asked = None;
-                tried.note(member, why)
-            }
-            Ok(Ok(answer)) => {
-                if answer.is_err() {
-                    self.asked = None;
-                }
-                self.members.favourite.store(self.turn, Ordering::Relaxed);
-                Some(answer)
-            }
-            Err(error) => {
-                self.asked = None;
-                tried.failed(member, &error)
-            }
-        }
-    }
-
-    /// Asks a member for an answer, if that was not done yet, and waits for it.
-    async fn ask(&mut self, member: &Member) -> Result<Frame, WireError> {
-        let asked = match &mut self.asked {
-            Some(asked) => asked,
-            empty => {
-                if let Some(search) = &mut self.search {
-                    search.tried.connecting(member);
-                }
-                let watch = Request::Watch { prefix: self.prefix.clone(), after: self.seen };
-                let connection = member.remote.connection().await?;
-                let mut stream = in_time(connection.open()).await?;
-                in_time(stream.sender.send(&encode_request(watch))).await?;
-                empty.insert(Asked { stream, due: Some(Instant::now() + ATTEMPT_TIMEOUT) })
-            }
-        };
-        let due = match asked.due {
+impl Begun {
+    /// Asks for more, if that was not done yet, and waits for it.
+    async fn more(&mut self) -> Result<Result<Told, Error>, WireError> {
+        let late = || WireError::TimedOut { what: "what a watch has to tell".into() };
+        let stream = &mut self.at.stream;
+        let due = match self.due {
             Some(due) => due,
             None => {
-                in_time(asked.stream.sender.send(&encode_request(Request::More))).await?;
-                *asked.due.insert(Instant::now() + PROGRESS_INTERVAL + ATTEMPT_TIMEOUT)
+                let due = Instant::now() + PROGRESS_INTERVAL + PROGRESS_MARGIN;
+                let more = encode_request(Request::More);
+                timeout_at(due, stream.sender.send(&more)).await.map_err(|_| late())??;
+                *self.due.insert(due)
             }
         };
-        let answer = timeout_at(due, asked.stream.receiver.next()).await.map_err(|_| late())?;
-        asked.due = None;
-        answer?.ok_or_else(|| WireError::Lost { why: "the member ended the watch".into() })
+        let answer = timeout_at(due, stream.receiver.next()).await.map_err(|_| late())?;
+        self.due = None;
+        let ended = || WireError::Lost { why: "the member ended the watch".into() };
+        let answer = answer_from_frame(answer?.ok_or_else(ended)?);
+        answer
+            .map(|answer| answer.and_then(Answer::told))
+            .map_err(|why| WireError::Malformed { why })
     }
-}
-
-impl Default for Search {
-    fn default() -> Self {
-        Self { since: Instant::now(), tried: Tried::default() }
-    }
-}
-
-async fn in_time<T>(work: impl Future<Output = Result<T, WireError>>) -> Result<T, WireError> {
-    timeout(ATTEMPT_TIMEOUT, work).await.map_err(|_| late())?
-}
-
-fn late() -> WireError {
-    WireError::TimedOut { what: "what a watch has to tell".into() }
 }

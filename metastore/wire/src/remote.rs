@@ -26,7 +26,7 @@ const ADDRESSES_MAX: usize = 8;
 /// The pause after the first attempt that failed; each further one doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Where the doubling ends.
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// Says who is to be reached.
 #[derive(Clone, Debug)]
@@ -79,7 +79,7 @@ impl Remote {
     /// Gives the connection, and makes it first if there is none that lives.
     ///
     /// Everyone who asks meanwhile gets the outcome of the same attempt, which takes at most 2 s,
-    /// after a pause of 50 ms to 2 s that grows with the attempts which failed in a row. Dropping
+    /// after a pause of 50 to 500 ms that grows with the attempts which failed in a row. Dropping
     /// the future does not stop the attempt.
     pub async fn connection(&self) -> Result<Connection, Error> {
         let mut attempt = self.attempt();

@@ -165,8 +165,8 @@ async fn pauses_between_attempts_grow_and_end() {
     }
     assert!(pauses[0] < Duration::from_millis(10), "{pauses:?}");
     assert!(pauses[1] <= Duration::from_millis(60), "{pauses:?}");
-    assert!(pauses[9] >= Duration::from_secs(1), "{pauses:?}");
-    assert!(pauses[9] <= Duration::from_millis(2010), "{pauses:?}");
+    assert!(pauses[9] >= Duration::from_millis(250), "{pauses:?}");
+    assert!(pauses[9] <= Duration::from_millis(510), "{pauses:?}");
     // A pause is for those who come back at once.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let began = Instant::now();

@@ -1,0 +1,152 @@
+//! The members that are known: those that were configured, and some that they named.
+
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use inkfast_wire::{Endpoint, Error as WireError, Frame, Remote, Role, Target};
+
+use crate::error::Error;
+use crate::limits::check_address;
+use crate::members::MemberStatus;
+use crate::messages::{Request, answer_from_frame, encode_request};
+use crate::state::Answer;
+
+/// The most members that are known beside the configured ones.
+const LEARNED_MAX: usize = 16;
+/// A member that was learned, and did not answer so often in a row, is forgotten.
+const MISSES_MAX: u32 = 10;
+
+/// The members that are known.
+pub(super) struct Members {
+    endpoint: Endpoint,
+    configured: Vec<Arc<Member>>,
+    /// The oldest first.
+    learned: Mutex<Vec<Arc<Member>>>,
+    /// The last one that told what any can tell.
+    near: Mutex<Option<Arc<Member>>>,
+}
+
+/// A member, or what is said to be one.
+pub(super) struct Member {
+    address: String,
+    remote: Remote,
+    /// How often in a row it did not answer when it was asked for its status.
+    misses: AtomicU32,
+    /// What became of the last attempt to have something from it.
+    word: Mutex<Cow<'static, str>>,
+}
+
+impl Members {
+    pub(super) fn new(endpoint: &Endpoint, addresses: Vec<String>) -> Self {
+        let configured = addresses.into_iter().map(|address| Member::new(endpoint, address));
+        Self {
+            endpoint: endpoint.clone(),
+            configured: configured.collect(),
+            learned: Mutex::default(),
+            near: Mutex::default(),
+        }
+    }
+
+    /// Returns all members, the configured ones first.
+    pub(super) fn all(&self) -> Vec<Arc<Member>> {
+        self.configured.iter().chain(self.learned().iter()).cloned().collect()
+    }
+
+    /// Returns the member at an address, which is learned if it was not known; none if that is no
+    /// address.
+    pub(super) fn at(&self, address: &str) -> Option<Arc<Member>> {
+        let mut learned = self.learned();
+        let mut known = self.configured.iter().chain(learned.iter());
+        if let Some(member) = known.find(|member| member.address == address) {
+            return Some(member.clone());
+        }
+        check_address(address).ok()?;
+        if learned.len() >= LEARNED_MAX {
+            learned.remove(0);
+        }
+        let member = Member::new(&self.endpoint, address.into());
+        learned.push(member.clone());
+        Some(member)
+    }
+
+    /// Notes that a member told its status, or failed to.
+    pub(super) fn note_status(&self, member: &Arc<Member>, answered: bool) {
+        if answered {
+            member.misses.store(0, Ordering::Relaxed);
+        } else if member.misses.fetch_add(1, Ordering::Relaxed) + 1 >= MISSES_MAX {
+            self.learned().retain(|learned| !Arc::ptr_eq(learned, member));
+        }
+    }
+
+    /// Returns the member that was last [remembered](Self::set_near).
+    pub(super) fn near(&self) -> Option<Arc<Member>> {
+        self.near.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers a member as the first to ask for what any can tell.
+    pub(super) fn set_near(&self, member: &Arc<Member>) {
+        *self.near.lock().unwrap_or_else(PoisonError::into_inner) = Some(member.clone());
+    }
+
+    /// Says what every member said last.
+    pub(super) fn words(&self) -> String {
+        let words = self.all().into_iter().map(|it| format!("{}: {}", it.address, it.word()));
+        let words = words.collect::<Vec<_>>().join("; ");
+        if words.is_empty() { "no address is known".into() } else { words }
+    }
+
+    fn learned(&self) -> MutexGuard<'_, Vec<Arc<Member>>> {
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Member {
+    fn new(endpoint: &Endpoint, address: String) -> Arc<Self> {
+        let addresses = vec![address.clone()];
+        let target = Target { role: Role::Metastore, instance: None, addresses };
+        Arc::new(Self {
+            address,
+            remote: Remote::new(endpoint, target),
+            misses: AtomicU32::new(0),
+            word: Mutex::new("not asked yet".into()),
+        })
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(super) fn remote(&self) -> &Remote {
+        &self.remote
+    }
+
+    /// Sends it a request, and gives its answer.
+    pub(super) async fn request(
+        &self,
+        frame: Frame,
+        deadline: Duration,
+    ) -> Result<Result<Answer, Error>, WireError> {
+        let answer = self.remote.request(frame, deadline).await?;
+        answer_from_frame(answer).map_err(|why| WireError::Malformed { why })
+    }
+
+    /// Asks what it knows of the cluster.
+    pub(super) async fn status(&self, deadline: Duration) -> Result<MemberStatus, WireError> {
+        let answer = self.request(encode_request(Request::Status), deadline).await?;
+        let status = answer.and_then(Answer::status);
+        status.map_err(|error| WireError::Malformed { why: error.to_string() })
+    }
+
+    /// Remembers what became of an attempt, for the words of an error.
+    pub(super) fn note(&self, word: impl Into<Cow<'static, str>>) {
+        let word = word.into();
+        tracing::debug!(address = self.address, %word, "a member of the metastore");
+        *self.word.lock().unwrap_or_else(PoisonError::into_inner) = word;
+    }
+
+    fn word(&self) -> Cow<'static, str> {
+        self.word.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
