@@ -278,10 +278,10 @@ async fn a_directory_of_something_else_is_refused() {
     );
     assert_eq!(fs::read_dir(place.dir()).unwrap().count(), 1, "nothing is left there");
 
-    fs::write(place.dir().join("metastore.redb"), "not a database").unwrap();
+    fs::write(place.dir().join("log.redb"), "not a database").unwrap();
     let refused = place.try_start().await.err().unwrap();
     assert!(matches!(refused, ServerError::NotAMetastore { .. }), "{refused}");
-    assert_eq!(fs::read(place.dir().join("metastore.redb")).unwrap(), b"not a database");
+    assert_eq!(fs::read(place.dir().join("log.redb")).unwrap(), b"not a database");
 }
 
 /// Where a server lives: its directory and certificates.
@@ -328,8 +328,9 @@ impl Place {
         let root = TempDir::new().unwrap();
         let copy = Self { root, certs: self.certs.clone(), listen: "127.0.0.1:0".into() };
         fs::create_dir_all(copy.dir()).unwrap();
-        let file = Path::new("metastore.redb");
-        fs::copy(self.dir().join(file), copy.dir().join(file)).unwrap();
+        for file in ["log.redb", "state.redb"] {
+            fs::copy(self.dir().join(file), copy.dir().join(file)).unwrap();
+        }
         copy
     }
 
