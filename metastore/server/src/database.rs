@@ -17,9 +17,14 @@ pub const FORMAT: u32 = 2;
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const META_FORMAT: &str = "format";
 
-/// Opens a file that is there and whole.
-pub(crate) fn open(files: &dyn Files, name: &str, cache_bytes: usize) -> Result<Database, Error> {
-    let database = open_any(files, name, cache_bytes)?;
+/// Opens a file that is there and whole; `check` walks all of it to see that it is.
+pub(crate) fn open(
+    files: &dyn Files,
+    name: &str,
+    cache_bytes: usize,
+    check: bool,
+) -> Result<Database, Error> {
+    let database = open_any(files, name, cache_bytes, check)?;
     let broken = |why: String| Error::not_a_metastore(format!("{name}: {why}"));
     let transaction = database.begin_read().map_err(|error| Error::database(name, error))?;
     let meta = match transaction.open_table(META) {
@@ -48,7 +53,7 @@ pub(crate) fn make(
     fill: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
 ) -> Result<Database, Error> {
     files.remove(name).map_err(|error| Error::database(name, error))?;
-    let database = open_any(files, name, cache_bytes)?;
+    let database = open_any(files, name, cache_bytes, false)?;
     let make = || {
         let mut transaction = database.begin_write()?;
         transaction.set_quick_repair(true);
@@ -60,10 +65,16 @@ pub(crate) fn make(
     Ok(database)
 }
 
-fn open_any(files: &dyn Files, name: &str, cache_bytes: usize) -> Result<Database, Error> {
+fn open_any(
+    files: &dyn Files,
+    name: &str,
+    cache_bytes: usize,
+    check: bool,
+) -> Result<Database, Error> {
     let backend = files.open(name).map_err(|error| Error::database(name, error))?;
     Builder::new()
         .set_cache_size(cache_bytes)
+        .set_check_integrity_on_open(check)
         .create_with_backend(OpenFile(backend))
         .map_err(|error| Error::database(name, error))
 }

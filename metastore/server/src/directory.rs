@@ -157,3 +157,6 @@ fn sync_directory(dir: &Path) -> io::Result<()> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,6 +68,8 @@ mod snapshot;
 mod storage;
 mod store;
 #[cfg(test)]
+mod test_commands;
+#[cfg(test)]
 mod test_disk;
 
 pub use backup::{BackupSummary, RestoreSummary, backup_directory, restore};

@@ -268,7 +268,7 @@ pub(crate) fn make(files: &dyn Files, name: &str) -> Result<Database, Error> {
 
 /// Opens the file of the state.
 pub(crate) fn open(files: &dyn Files) -> Result<Database, Error> {
-    database::open(files, STATE, CACHE_BYTES)
+    database::open(files, STATE, CACHE_BYTES, false)
 }
 
 /// Syncs what was committed, if there is any.

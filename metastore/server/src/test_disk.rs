@@ -41,12 +41,6 @@ struct State {
 }
 
 impl TestFiles {
-    pub(crate) fn with(name: &str, bytes: Vec<u8>) -> Self {
-        let files = Self::default();
-        files.names().disks.insert(name.into(), TestDisk::with(bytes));
-        files
-    }
-
     /// Cuts the power after so many more writes, syncs and renames: all that follow fail.
     pub(crate) fn cut_power_after(&self, writes: usize) {
         *self.names().power.lock().unwrap() = Some(writes);
@@ -86,6 +80,16 @@ impl TestFiles {
     /// Lets every sync of a file fail from now on.
     pub(crate) fn break_down(&self, name: &str) {
         self.names().disks[name].state().broken = true;
+    }
+
+    /// Lets syncs succeed again, though what was written before may be lost.
+    pub(crate) fn mend(&self, name: &str) {
+        self.names().disks[name].state().broken = false;
+    }
+
+    /// Puts other bytes into a file that nobody has open.
+    pub(crate) fn set_bytes(&self, name: &str, bytes: Vec<u8>) {
+        self.names().disks.insert(name.into(), TestDisk::with(bytes));
     }
 
     fn names(&self) -> MutexGuard<'_, Names> {

@@ -138,9 +138,10 @@ impl Log {
         self.shared.state().last.is_none()
     }
 
-    /// Closes the file, after the batch that is being written; what is queued behind it and
-    /// whatever comes later fails.
+    /// Closes the file, when all that is queued is written; whatever comes later fails.
     pub(crate) async fn close(&self) {
+        // If nothing is written any more, that was said when it happened.
+        let _ = self.change(|_| Ok(Change::Append(Vec::new()))).await;
         let shared = self.shared.clone();
         let close = move || {
             shared.open.write().unwrap_or_else(PoisonError::into_inner).take();

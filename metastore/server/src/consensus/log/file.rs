@@ -80,7 +80,7 @@ impl LogFile {
 
     /// Opens the file and checks every entry; there are few, for the log is purged.
     pub(crate) fn open(files: &dyn Files) -> Result<(Self, Found), Error> {
-        let file = Self(database::open(files, LOG, CACHE_BYTES)?);
+        let file = Self(database::open(files, LOG, CACHE_BYTES, true)?);
         let found = file.check().map_err(|error| Error::not_a_metastore(error.0))?;
         Ok((file, found))
     }
