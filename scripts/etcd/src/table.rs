@@ -40,8 +40,9 @@ fn read(dir: &Path, prefix: &str) -> Result<Rounds, Error> {
     let mut rounds = Rounds::new();
     for file in fs::read_dir(dir)? {
         let path = file?.path();
-        let stem = path.file_stem().and_then(|stem| stem.to_str());
-        let Some(clients) = stem.and_then(|stem| stem.strip_prefix(prefix)) else { continue };
+        let name = path.file_name().and_then(|name| name.to_str());
+        let middle = name.and_then(|name| name.strip_prefix(prefix)?.strip_suffix(".json"));
+        let Some(clients) = middle else { continue };
         let clients = clients.parse()?;
         let text = fs::read_to_string(&path)?;
         for report in Deserializer::from_str(&text).into_iter::<Report>() {
