@@ -40,7 +40,7 @@ enum Command {
     /// Writes, reads, recovers, shows, lists and deletes ledgers
     #[command(subcommand)]
     Ledger(ledger::Ledger),
-    /// Measures appends or reads, on a cluster of its own where none is configured
+    /// Measures appends, reads or the metastore, on a cluster of its own where none is configured
     #[command(subcommand)]
     Bench(bench::Bench),
 }
