@@ -145,7 +145,8 @@ impl Metastores {
         let mut leader = None;
         until("led", || {
             leader = Status::ask(&client).and_then(|status| {
-                let address = status.leader()?.address;
+                // Whoever has died may still be followed for a moment.
+                let address = status.leader().filter(|leader| leader.reachable)?.address;
                 self.members.iter().position(|member| member.address == address)
             });
             leader.is_some()

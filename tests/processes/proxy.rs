@@ -143,3 +143,57 @@ impl Front {
         self.callers.lock().unwrap().remove(&caller);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    /// Panics unless the first datagram that comes is this one. Gives where it came from.
+    fn hears(socket: &UdpSocket, expected: &[u8]) -> SocketAddr {
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut datagram = [0; 100];
+        let (bytes, from) = socket.recv_from(&mut datagram).unwrap();
+        assert_eq!(&datagram[..bytes], expected);
+        from
+    }
+
+    #[test]
+    fn what_is_cut_passes_nothing_and_the_rest_passes() {
+        let network = Network::new();
+        let [here, there, client] = [(); 3].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let [to_here, to_there] =
+            [&here, &there].map(|member| network.add(member.local_addr().unwrap()));
+        here.send_to(b"request", to_there).unwrap();
+        let back = hears(&there, b"request");
+        there.send_to(b"answer", back).unwrap();
+        assert_eq!(hears(&here, b"answer"), to_there);
+
+        // What was dropped would come before what is sent later.
+        network.cut_off(1, Direction::Inbound);
+        here.send_to(b"lost request", to_there).unwrap();
+        client.send_to(b"a client's", to_there).unwrap();
+        hears(&there, b"a client's");
+        there.send_to(b"late answer", back).unwrap();
+        hears(&here, b"late answer");
+        there.send_to(b"other way", to_here).unwrap();
+        let other = hears(&here, b"other way");
+        here.send_to(b"lost answer", other).unwrap();
+
+        network.heal();
+        here.send_to(b"answer again", other).unwrap();
+        hears(&there, b"answer again");
+        network.cut_off(0, Direction::Inbound);
+        there.send_to(b"lost", to_here).unwrap();
+        there.send_to(b"lost as well", back).unwrap();
+        here.send_to(b"passes", to_there).unwrap();
+        hears(&there, b"passes");
+        network.heal();
+        there.send_to(b"request again", to_here).unwrap();
+        hears(&here, b"request again");
+        network.cut_off(0, Direction::Both);
+        client.send_to(b"from outside", to_here).unwrap();
+        hears(&here, b"from outside");
+    }
+}

@@ -29,7 +29,7 @@ fn whatever_happens_history_is_linear() {
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
         now.as_secs() ^ u64::from(now.subsec_nanos()) << 32
     });
-    println!("again with INKFAST_SEED={seed}");
+    eprintln!("again with INKFAST_SEED={seed}");
     let mut cluster = Metastores::start_in_network(MEMBERS, 0);
     let library = cluster.library();
     let counters = Counters::start(&library, 4);
@@ -40,7 +40,7 @@ fn whatever_happens_history_is_linear() {
     }
     schedule.end();
     for unanswered in counters.stop_with_outages() {
-        println!("unanswered: {unanswered}");
+        eprintln!("unanswered: {unanswered}");
     }
 }
 
@@ -131,6 +131,6 @@ impl Schedule<'_> {
     }
 
     fn tell(&self, what: &str) {
-        println!("{:7.3} s: {what}", self.since.elapsed().as_secs_f64());
+        eprintln!("{:7.3} s: {what}", self.since.elapsed().as_secs_f64());
     }
 }

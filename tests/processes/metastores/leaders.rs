@@ -26,7 +26,7 @@ fn a_new_leader_is_found_whenever_one_is_killed() {
         let since = Instant::now();
         cluster.members[leader].kill();
         let took = creations.first_begun_after(Instant::now()).duration_since(since);
-        println!("kill {kill}: a ledger was created {took:?} after it");
+        eprintln!("kill {kill}: a ledger was created {took:?} after it");
         longest = longest.max(took);
         if is_long() {
             assert!(took < NEW_LEADER_MAX, "kill {kill}: {took:?}");
@@ -34,7 +34,7 @@ fn a_new_leader_is_found_whenever_one_is_killed() {
         cluster.members[leader].restart();
     }
     cluster.wait_all_settled();
-    println!("the longest: {longest:?}");
+    eprintln!("the longest: {longest:?}");
     counters.stop();
     assert_known(&library, &creations.stop());
 }
@@ -49,7 +49,7 @@ fn a_leader_that_hangs_is_replaced_and_follows_when_it_wakes() {
     let since = Instant::now();
     cluster.members[hanging].signal(Signal::Stop);
     let took = creations.first_begun_after(Instant::now()).duration_since(since);
-    println!("a ledger was created {took:?} after the leader was stopped");
+    eprintln!("a ledger was created {took:?} after the leader was stopped");
     while since.elapsed() < Duration::from_secs(5) {
         creations.go_on(1);
     }
@@ -65,7 +65,7 @@ fn writers_that_need_no_metadata_do_not_notice() {
     let mut cluster = Metastores::start(3, 3);
     let mut load = Load::start(&cluster.client, PLAIN);
     load.go_on_for(Duration::from_secs(3));
-    println!("the longest stall under a leader: {:?}", load.longest_stall);
+    eprintln!("the longest stall under a leader: {:?}", load.longest_stall);
     load.longest_stall = Duration::ZERO;
     for _ in 0..2 {
         let leader = cluster.leader();
@@ -76,7 +76,7 @@ fn writers_that_need_no_metadata_do_not_notice() {
         load.go_on(1);
         cluster.wait_all_settled();
     }
-    println!("the longest stall while leaders died: {:?}", load.longest_stall);
+    eprintln!("the longest stall while leaders died: {:?}", load.longest_stall);
     let (ledger, written) = load.close();
     assert!(cluster.client.read(&ledger) == written, "other bytes came back");
 }
@@ -92,7 +92,7 @@ fn leaders_that_stop_in_order_are_replaced() {
         cluster.members[leader].signal(signal);
         cluster.members[leader].outcome().succeeded();
         let took = creations.first_begun_after(Instant::now()).duration_since(since);
-        println!("a ledger was created {took:?} after the leader was asked to stop");
+        eprintln!("a ledger was created {took:?} after the leader was asked to stop");
         cluster.members[leader].restart();
         cluster.wait_all_settled();
     }

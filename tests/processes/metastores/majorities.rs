@@ -23,7 +23,7 @@ fn without_a_majority_nothing_is_decided_and_writers_go_on() {
         let words = process.outcome().failed(1);
         assert!(words.contains("metastore"), "{words}");
     }
-    println!("three refusals took {:?}", since.elapsed());
+    eprintln!("three refusals took {:?}", since.elapsed());
     for command in ["remove-member", "transfer-leader"] {
         cluster.change(command, dead[0]).failed(1);
     }

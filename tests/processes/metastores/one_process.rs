@@ -68,7 +68,7 @@ fn one_without_a_directory_serves_too() {
 #[test]
 fn numbers_of_metastores_that_make_no_sense_are_refused() {
     let home = TempDir::new().unwrap();
-    for number in ["0", "-1", "three", "", "1000000"] {
+    for number in ["0", "-1", "three", ""] {
         let args = ["start", "cluster", "--dir", "data", "--metastores", number];
         Process::start(home.path(), None, &args).outcome().failed(2);
         assert!(!home.path().join("data").exists(), "{number} left something behind");
