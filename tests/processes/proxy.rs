@@ -159,41 +159,51 @@ mod tests {
         from
     }
 
+    /// Panics if anything comes before long.
+    fn hears_nothing(socket: &UdpSocket) {
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        assert!(socket.recv_from(&mut [0; 100]).is_err(), "something passed a cut link");
+    }
+
     #[test]
     fn what_is_cut_passes_nothing_and_the_rest_passes() {
         let network = Network::new();
         let [here, there, client] = [(); 3].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
         let [to_here, to_there] =
             [&here, &there].map(|member| network.add(member.local_addr().unwrap()));
-        here.send_to(b"request", to_there).unwrap();
-        let back = hears(&there, b"request");
-        there.send_to(b"answer", back).unwrap();
+        here.send_to(b"from here", to_there).unwrap();
+        let answer_here = hears(&there, b"from here");
+        there.send_to(b"from there", to_here).unwrap();
+        let answer_there = hears(&here, b"from there");
+        there.send_to(b"answer", answer_here).unwrap();
         assert_eq!(hears(&here, b"answer"), to_there);
 
-        // What was dropped would come before what is sent later.
         network.cut_off(1, Direction::Inbound);
-        here.send_to(b"lost request", to_there).unwrap();
-        client.send_to(b"a client's", to_there).unwrap();
-        hears(&there, b"a client's");
-        there.send_to(b"late answer", back).unwrap();
-        hears(&here, b"late answer");
+        here.send_to(b"lost", to_there).unwrap();
+        here.send_to(b"lost answer", answer_there).unwrap();
+        hears_nothing(&there);
         there.send_to(b"other way", to_here).unwrap();
-        let other = hears(&here, b"other way");
-        here.send_to(b"lost answer", other).unwrap();
+        hears(&here, b"other way");
+        there.send_to(b"answer", answer_here).unwrap();
+        hears(&here, b"answer");
+        client.send_to(b"from outside", to_there).unwrap();
+        hears(&there, b"from outside");
 
         network.heal();
-        here.send_to(b"answer again", other).unwrap();
-        hears(&there, b"answer again");
-        network.cut_off(0, Direction::Inbound);
+        here.send_to(b"again", to_there).unwrap();
+        hears(&there, b"again");
+        network.cut_off(1, Direction::Outbound);
         there.send_to(b"lost", to_here).unwrap();
-        there.send_to(b"lost as well", back).unwrap();
-        here.send_to(b"passes", to_there).unwrap();
-        hears(&there, b"passes");
+        there.send_to(b"lost answer", answer_here).unwrap();
+        hears_nothing(&here);
+        here.send_to(b"answer", answer_there).unwrap();
+        hears(&there, b"answer");
+
         network.heal();
-        there.send_to(b"request again", to_here).unwrap();
-        hears(&here, b"request again");
         network.cut_off(0, Direction::Both);
-        client.send_to(b"from outside", to_here).unwrap();
-        hears(&here, b"from outside");
+        here.send_to(b"lost", to_there).unwrap();
+        there.send_to(b"lost", to_here).unwrap();
+        hears_nothing(&here);
+        hears_nothing(&there);
     }
 }
