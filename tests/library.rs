@@ -224,8 +224,8 @@ async fn a_bookie_that_lost_its_lease_registers_again() {
     let (cluster, _client) = cluster(3).await;
     let identity = Identity::load(cluster.dir(), Role::Admin, None).unwrap();
     let endpoint = Endpoint::client(&Net::Os, &identity, Uuid::new_v4(), None).unwrap();
-    let address = vec![cluster.metastore_address().to_string()];
-    let store = std::sync::Arc::new(RemoteMetastore::new(&endpoint, address, DEFAULT_TIMEOUT));
+    let addresses = cluster.metastore_addresses().map(|address| address.to_string()).collect();
+    let store = std::sync::Arc::new(RemoteMetastore::new(&endpoint, addresses, DEFAULT_TIMEOUT));
     let registered = store.scan(Scan::new("registrations/")).await.unwrap().entries;
     let lost = registered[0].lease.unwrap();
     store.end_lease(lost).await.unwrap();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::rows::{Rows, StateError};
-use crate::state::lease_ttl;
+use crate::state::{self, lease_ttl};
 use crate::types::LeaseId;
 
 /// The deadlines of all leases.
@@ -21,6 +21,15 @@ pub struct Leases {
 }
 
 impl Leases {
+    /// Takes over all leases of a state; each gets its whole TTL.
+    pub fn all(rows: &impl Rows, now: Instant) -> Result<Self, StateError> {
+        let mut leases = Self::default();
+        for lease in state::leases(rows)? {
+            leases.follow(rows, lease, now)?;
+        }
+        Ok(leases)
+    }
+
     /// Takes over whether the lease is there from the state; one that is gets its whole TTL.
     pub fn follow(
         &mut self,
@@ -42,6 +51,14 @@ impl Leases {
         };
         self.begin(lease, ttl, now);
         true
+    }
+
+    /// Gives every lease its whole TTL from now.
+    pub fn restart(&mut self, now: Instant) {
+        self.by_deadline.clear();
+        for (lease, (ttl, _)) in std::mem::take(&mut self.by_lease) {
+            self.begin(lease, ttl, now);
+        }
     }
 
     /// Takes out the leases that have run out. Whoever calls ends them in the state.

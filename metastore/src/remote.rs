@@ -38,6 +38,8 @@ use watch::Watching;
 const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a member has to say what it knows where that is what was asked for.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+/// A key that is read to have an answer of the leader.
+const UNUSED_KEY: &str = "leader";
 /// The pause before something is tried again, up to twice as long by chance so that those who wait
 /// do not come back all at once.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -126,11 +128,18 @@ impl RemoteMetastore {
 
     /// Begins a backup of all there is at this moment.
     pub async fn backup(&self) -> Result<Backup, Error> {
+        self.find_leader().await?;
         Backup::begin(&self.leader).await
     }
 
     async fn change_members(&self, request: Request) -> Result<(), Error> {
+        self.find_leader().await?;
         self.leader.ask(request, MEMBERSHIP_TIMEOUT).await?.done()
+    }
+
+    /// Fails after the usual time if nobody leads: what takes longer need not be begun then.
+    async fn find_leader(&self) -> Result<(), Error> {
+        self.get(UNUSED_KEY).await.map(|_| ())
     }
 
     async fn change(&self, operation: Operation) -> Result<Answer, Error> {

@@ -64,6 +64,9 @@ pub(crate) struct Counters {
     /// The serial of the oldest answer remembered.
     #[prost(uint64, tag = "5")]
     pub(crate) oldest_serial: u64,
+    /// The highest time of a command that was applied.
+    #[prost(uint64, tag = "6")]
+    pub(crate) time_ms: u64,
 }
 
 /// What is stored under a key.
@@ -135,6 +138,7 @@ pub(crate) fn decode<M: Message + Default>(row: &[u8], value: Bytes) -> Result<M
 
 pub(crate) const COUNTERS: &[u8] = b"c";
 pub(crate) const LEASES: &[u8] = b"l";
+pub(crate) const SEQUENCES: &[u8] = b"s";
 
 pub(crate) fn key_row(key: &str) -> Vec<u8> {
     [b"k", key.as_bytes()].concat()
@@ -149,7 +153,7 @@ pub(crate) fn lease_key_row(lease: u64, key: &str) -> Vec<u8> {
 }
 
 pub(crate) fn sequence_row(name: &str) -> Vec<u8> {
-    [b"s", name.as_bytes()].concat()
+    [SEQUENCES, name.as_bytes()].concat()
 }
 
 pub(crate) fn request_row(request: Uuid) -> Vec<u8> {

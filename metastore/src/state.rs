@@ -17,9 +17,9 @@ use crate::limits::{
 use crate::members::MemberStatus;
 use crate::messages::{decode_answer, encode_answer};
 use crate::rows::{
-    COUNTERS, Counters, LEASES, Rows, RowsMut, StateError, StoredKey, StoredLease, StoredRequest,
-    StoredSequence, decode, key_row, lease_key_row, lease_row, order_row, read, request_row,
-    sequence_row, text, write,
+    COUNTERS, Counters, LEASES, Rows, RowsMut, SEQUENCES, StateError, StoredKey, StoredLease,
+    StoredRequest, StoredSequence, decode, key_row, lease_key_row, lease_row, order_row, read,
+    request_row, sequence_row, text, write,
 };
 use crate::types::{Change, Condition, KeyValue, LeaseId, Page, Scan, Transaction, Version, Write};
 
@@ -27,6 +27,9 @@ use crate::types::{Change, Condition, KeyValue, LeaseId, Page, Scan, Transaction
 pub const REMEMBERED_MS: u64 = 10 * 60 * 1000;
 /// The most answers that are remembered.
 pub const REMEMBERED_MAX: u64 = 100_000;
+/// How far numbers leap when an old copy of the state comes back: more than are given out from one
+/// copy to the next.
+pub const LEAP: u64 = 1 << 32;
 /// The most answers that one command makes forget, so that none pays for many.
 const FORGOTTEN_PER_COMMAND: usize = 4;
 
@@ -35,7 +38,10 @@ const FORGOTTEN_PER_COMMAND: usize = 4;
 pub struct Command {
     /// The request that it came with; a retry has the same.
     pub request: Uuid,
-    /// When the request came, in milliseconds since 1970. Only forgetting goes by it.
+    /// When the request came, in milliseconds of leadership: each leader goes on from the
+    /// [`time_ms`] of the state that it took over, so the time stands still while there is none.
+    /// Only forgetting goes by it, and it never goes back: a lower one counts as the highest that
+    /// was applied.
     pub time_ms: u64,
     /// What is to be done. It has passed [`check_operation`](crate::limits::check_operation).
     pub operation: Operation,
@@ -188,6 +194,8 @@ pub fn apply(
         return decode_answer(answer).map_err(StateError);
     }
     let mut counters = read::<Counters>(rows, COUNTERS)?.unwrap_or_default();
+    let time_ms = time_ms.max(counters.time_ms);
+    counters.time_ms = time_ms;
     let answer = match operation {
         Operation::Commit(transaction) => commit(rows, &mut counters, transaction, changes)?,
         Operation::NextSequence { name, count } => next_sequence(rows, &name, count)?,
@@ -259,6 +267,30 @@ pub fn leases(rows: &impl Rows) -> Result<Vec<LeaseId>, StateError> {
 /// Returns the last revision used; 0 in an empty store.
 pub fn revision(rows: &impl Rows) -> Result<Version, StateError> {
     Ok(Version::new(read::<Counters>(rows, COUNTERS)?.unwrap_or_default().revision))
+}
+
+/// Returns the highest time of a command that was applied; 0 in an empty store.
+pub fn time_ms(rows: &impl Rows) -> Result<u64, StateError> {
+    Ok(read::<Counters>(rows, COUNTERS)?.unwrap_or_default().time_ms)
+}
+
+/// Moves an old copy of the state past every number that may have been given out since it was
+/// made: the revision, the last lease and all sequences leap by [`LEAP`]. Keys and leases stay.
+pub fn leap(rows: &mut impl RowsMut) -> Result<(), StateError> {
+    let far = |what: &str, number: u64| {
+        let used_up = || StateError(format!("{what} cannot leap by {LEAP}: it is at {number}"));
+        number.checked_add(LEAP).ok_or_else(used_up)
+    };
+    let mut counters = read::<Counters>(rows, COUNTERS)?.unwrap_or_default();
+    counters.revision = far("the revision", counters.revision)?;
+    counters.last_lease = far("the last lease's number", counters.last_lease)?;
+    write(rows, COUNTERS, &counters)?;
+    for row in rows_with_prefix(rows, SEQUENCES.to_vec())? {
+        let sequence = read::<StoredSequence>(rows, &row)?.unwrap_or_default();
+        let what = format!("the sequence {:?}", text(&row, SEQUENCES.len())?);
+        write(rows, &row, &StoredSequence { next: far(&what, sequence.next)? })?;
+    }
+    Ok(())
 }
 
 type Outcome = Result<Result<Answer, Error>, StateError>;

@@ -104,6 +104,24 @@ impl Watches {
         state.forget();
     }
 
+    /// Forgets all changes: the store is another one now, at this revision, and what was changed
+    /// on the way there is not known. Watchers that have seen less than that are told
+    /// [`Error::Compacted`].
+    pub fn reset(&self, revision: Version) {
+        let mut state = self.lock();
+        let latest = state.latest;
+        for entry in state.watchers.values_mut() {
+            let seen = entry.after.max(latest);
+            if entry.pending.is_none() && seen < revision {
+                entry.pending = Some(Version::new(seen.get() + 1));
+            }
+            entry.wake.notify_one();
+        }
+        state.recent.clear();
+        (state.recent_changes, state.recent_bytes) = (0, 0);
+        (state.compacted, state.latest) = (revision, revision);
+    }
+
     /// Begins to watch a prefix, after a revision.
     ///
     /// `revision` is the store's, read after the watch was asked for. What is beyond it was not

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, PLAIN, STRIPED, assert_fenced, assert_keeps, last_entry, lines};
-use crate::load::{Load, Tail, until};
+use crate::load::{Load, Tail, is_long, until};
 use crate::process::Signal;
 
 /// The 3 s after which a silent bookie counts as hung, and as much again for the change. How fast
@@ -37,7 +37,7 @@ fn a_killed_and_a_hung_bookie_stall_a_writer_shortly(bookies: usize, sizes: &[&s
     });
     load.step(10_000);
     eprintln!("{bookies} bookies: the longest stall was {:?}", load.longest_stall);
-    let counts = std::env::var_os("INKFAST_LONG").is_some();
+    let counts = is_long();
     assert!(load.longest_stall < STALL_MAX || !counts, "{:?}", load.longest_stall);
     let ensemble = cluster.ensemble(load.ledger());
     assert!(!ensemble.contains(&killed) || !ensemble.contains(&hung), "{ensemble:?}");
@@ -178,7 +178,7 @@ fn a_writer_and_a_reader_that_were_paused_go_on() {
     tail.wait_for(4000);
     // So long that each of their connections is lost, and each bookie has been silent; with
     // INKFAST_LONG longer than appends wait for a quorum.
-    let paused_s = if std::env::var_os("INKFAST_LONG").is_some() { 36 } else { 8 };
+    let paused_s = if is_long() { 36 } else { 8 };
     load.signal(Signal::Stop);
     tail.signal(Signal::Stop);
     std::thread::sleep(Duration::from_secs(paused_s));

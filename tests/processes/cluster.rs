@@ -70,7 +70,7 @@ impl Cluster {
         let metastore =
             Daemon::spawn(home.path(), &["metastore", "--dir", "metastore", "--certs", "certs"])
                 .ready();
-        let config = write_config(home.path(), "client.toml", metastore.address, "certs");
+        let config = write_config(home.path(), "client.toml", &[metastore.address], "certs");
         let client = Client::new(home.path(), config);
         let mut cluster = Self { metastore, bookies: Vec::new(), client, home };
         let starting = racks.iter().enumerate().map(|(n, rack)| cluster.spawn_bookie(n, *rack));
@@ -345,11 +345,17 @@ pub(crate) fn create_certs(home: &Path, name: &str) {
 }
 
 /// Writes a client's configuration and gives its path.
-pub(crate) fn write_config(home: &Path, file: &str, metastore: SocketAddr, certs: &str) -> PathBuf {
+pub(crate) fn write_config(
+    home: &Path,
+    file: &str,
+    metastores: &[SocketAddr],
+    certs: &str,
+) -> PathBuf {
     let config = home.join(file);
     let certs = home.join(certs);
-    let text = format!("metastore = [\"{metastore}\"]\ncerts = \"{}\"\n", certs.display());
-    fs::write(&config, text).unwrap();
+    let metastores: Vec<_> = metastores.iter().map(SocketAddr::to_string).collect();
+    // Debug is how TOML writes these as well.
+    fs::write(&config, format!("metastore = {metastores:?}\ncerts = {certs:?}\n")).unwrap();
     config
 }
 

@@ -1,5 +1,6 @@
 //! Writers that always have more to write, and readers that follow them.
 
+use std::env;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -168,6 +169,11 @@ impl Tail {
         assert!(line == expected, "`{}` as entry {}", String::from_utf8_lossy(line), self.next);
         self.next += 1;
     }
+}
+
+/// Whether outages last as long as real ones, and stalls that are too long count.
+pub(crate) fn is_long() -> bool {
+    env::var_os("INKFAST_LONG").is_some()
 }
 
 /// Looks until it is so, and panics if that takes too long.

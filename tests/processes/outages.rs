@@ -1,15 +1,14 @@
 //! A metastore that is away for long.
 
-use std::env;
 use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, PLAIN, STRIPED};
-use crate::load::{Load, Tail, until};
+use crate::load::{Load, Tail, is_long, until};
 
 #[test]
 fn a_metastore_that_is_away_stops_neither_writers_nor_readers() {
     // Longer than a bookie's lease; with INKFAST_LONG a minute.
-    let away = Duration::from_secs(if env::var_os("INKFAST_LONG").is_some() { 60 } else { 12 });
+    let away = Duration::from_secs(if is_long() { 60 } else { 12 });
     let mut cluster = Cluster::start(6);
     let mut loads = [PLAIN, STRIPED].map(|sizes| Load::start(&cluster.client, sizes));
     let mut tails = loads.each_ref().map(|load| Tail::start(&cluster.client, load.ledger(), 0));

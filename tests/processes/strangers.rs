@@ -3,14 +3,15 @@
 use std::net::UdpSocket;
 
 use crate::cluster::{Client, Cluster, create_certs, lines, run_daemon, write_config};
+use crate::random::Random;
 
 #[test]
 fn a_client_of_another_ca_is_refused() {
     let cluster = Cluster::start(3);
     let ledger = cluster.client.write(&[], "ours\n");
     create_certs(cluster.home(), "other-certs");
-    let address = cluster.metastore.address;
-    let config = write_config(cluster.home(), "other.toml", address, "other-certs");
+    let addresses = [cluster.metastore.address];
+    let config = write_config(cluster.home(), "other.toml", &addresses, "other-certs");
     let stranger = Client::new(cluster.home(), config);
     stranger.run(&["ledger", "list"]).failed(1);
     let read = stranger.run(&["ledger", "read", &ledger]);
@@ -93,9 +94,9 @@ fn garbage_sent_to_a_port_harms_nothing() {
     let mut ports = vec![cluster.metastore.address];
     ports.extend(cluster.bookies.iter().map(|bookie| bookie.address));
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     for n in 0..3000 {
-        let garbage = random.datagram(n);
+        let garbage = datagram(&mut random, n);
         for port in &ports {
             // What does not fit in a socket's buffer is lost, as on any network.
             socket.send_to(&garbage, port).ok();
@@ -113,28 +114,17 @@ fn garbage_sent_to_a_port_harms_nothing() {
     cluster.bookies.iter_mut().for_each(|bookie| bookie.running().assert_runs());
 }
 
-/// The same garbage in every run (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z ^ (z >> 27)
+/// Gives random bytes, of which every other datagram has the look of QUIC.
+fn datagram(random: &mut Random, n: usize) -> Vec<u8> {
+    // A first packet has at least 1200 bytes.
+    let size = [1 + n % 64, 1200][n % 2];
+    let mut bytes: Vec<u8> = (0..size).map(|_| random.next().to_le_bytes()[0]).collect();
+    match n % 4 {
+        // Initial packets: long header, version 1, connection ids of 8 bytes.
+        1 => bytes[..6].copy_from_slice(&[0xC3, 0, 0, 0, 1, 8]),
+        // A version that nobody speaks, or the fixed bit of a short header.
+        3 => bytes[..5].copy_from_slice(&[0xC0, 0x0A, 0x1A, 0x2A, 0x3A]),
+        _ => bytes[0] = 0x40 | (bytes[0] & 0x3F),
     }
-
-    /// Random bytes, of which every other has the look of QUIC.
-    fn datagram(&mut self, n: usize) -> Vec<u8> {
-        // A first packet has at least 1200 bytes.
-        let size = [1 + n % 64, 1200][n % 2];
-        let mut bytes: Vec<u8> = (0..size).map(|_| self.next().to_le_bytes()[0]).collect();
-        match n % 4 {
-            // Initial packets: long header, version 1, connection ids of 8 bytes.
-            1 => bytes[..6].copy_from_slice(&[0xC3, 0, 0, 0, 1, 8]),
-            // A version that nobody speaks, or the fixed bit of a short header.
-            3 => bytes[..5].copy_from_slice(&[0xC0, 0x0A, 0x1A, 0x2A, 0x3A]),
-            _ => bytes[0] = 0x40 | (bytes[0] & 0x3F),
-        }
-        bytes
-    }
+    bytes
 }

@@ -5,6 +5,7 @@
 //! its time whether or not the cluster keeps up, and its latency counts from then.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use crate::output::Output;
 use crate::{Failure, config};
 
 mod append;
+mod metastore;
 mod pace;
 mod read;
 mod tail;
@@ -29,6 +31,14 @@ const WINDOW_MAX: usize = 1_000_000;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Bench {
+    #[command(flatten)]
+    Entries(Entries),
+    /// Replaces, creates and reads keys of the metastore
+    Metastore(metastore::Load),
+}
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Entries {
     /// Appends entries; the latency is that of the confirmation
     Append(Load),
     /// Reads entries, one at a time, of ledgers that it writes first
@@ -65,6 +75,15 @@ pub(crate) struct Load {
 
 impl Bench {
     pub(crate) async fn run(self, file: Option<&Path>) -> Result<(), Failure> {
+        match self {
+            Self::Entries(entries) => entries.run(file).await,
+            Self::Metastore(load) => load.run(file).await,
+        }
+    }
+}
+
+impl Entries {
+    async fn run(self, file: Option<&Path>) -> Result<(), Failure> {
         let (Self::Append(load) | Self::Read(load) | Self::Tail(load)) = &self;
         load.check()?;
         let measured = match config::client(file)? {
@@ -103,18 +122,9 @@ impl Bench {
 impl Load {
     fn check(&self) -> Result<(), Failure> {
         self.spread.replication()?;
-        let limits = [
-            ("entry-bytes", self.entry_bytes, 0, PAYLOAD_BYTES_MAX),
-            ("window", self.window, 1, WINDOW_MAX),
-            ("ledgers", self.ledgers, 1, LEDGERS_MAX),
-        ];
-        for (name, value, min, max) in limits {
-            if !(min..=max).contains(&value) {
-                let words = format!("--{name} {value}: it may be {min} to {max}");
-                return Err(Failure::Usage(words));
-            }
-        }
-        Ok(())
+        check("entry-bytes", self.entry_bytes, 0..=PAYLOAD_BYTES_MAX)?;
+        check("window", self.window, 1..=WINDOW_MAX)?;
+        check("ledgers", self.ledgers, 1..=LEDGERS_MAX)
     }
 
     fn seconds(&self) -> Duration {
@@ -122,10 +132,32 @@ impl Load {
     }
 }
 
+fn check(name: &str, value: usize, limits: RangeInclusive<usize>) -> Result<(), Failure> {
+    if limits.contains(&value) {
+        return Ok(());
+    }
+    let (min, max) = limits.into_inner();
+    Err(Failure::Usage(format!("--{name} {value}: it may be {min} to {max}")))
+}
+
 /// What was measured, from the first operation to the end of the last.
 struct Measured {
     latencies_us: Histogram<u64>,
     elapsed: Duration,
+}
+
+impl Measured {
+    fn per_second(&self) -> f64 {
+        self.latencies_us.len() as f64 / self.elapsed.as_secs_f64()
+    }
+
+    fn latency(&self) -> Latency {
+        Latency {
+            p50: self.latencies_us.value_at_quantile(0.5),
+            p99: self.latencies_us.value_at_quantile(0.99),
+            p999: self.latencies_us.value_at_quantile(0.999),
+        }
+    }
 }
 
 /// Makes an empty histogram of latencies.
@@ -161,16 +193,11 @@ struct Latency {
 
 impl Report {
     fn new(measured: &Measured, entry_bytes: usize) -> Self {
-        let Measured { latencies_us, elapsed } = measured;
-        let entries_per_second = latencies_us.len() as f64 / elapsed.as_secs_f64();
+        let entries_per_second = measured.per_second();
         Self {
             entries_per_second,
             megabytes_per_second: entries_per_second * entry_bytes as f64 / 1e6,
-            latency_us: Latency {
-                p50: latencies_us.value_at_quantile(0.5),
-                p99: latencies_us.value_at_quantile(0.99),
-                p999: latencies_us.value_at_quantile(0.999),
-            },
+            latency_us: measured.latency(),
         }
     }
 }

@@ -165,12 +165,12 @@ impl Cluster {
         metastores: Option<usize>,
         temporary: Option<TempDir>,
     ) -> Result<Self, Error> {
+        let known = Addresses::read(dir)?.unwrap_or_default();
+        let metastores = listen_metastores(dir, &known.metastores, metastores)?;
+        let bookies = listen_bookies(dir, &known.bookies, bookies)?;
         fs::create_dir_all(dir).map_err(|error| Error::file(dir, &error))?;
         // What is written down must hold wherever it is used from.
         let dir = dir.canonicalize().map_err(|error| Error::file(dir, &error))?;
-        let known = Addresses::read(&dir)?.unwrap_or_default();
-        let metastores = listen_metastores(&dir, &known.metastores, metastores)?;
-        let bookies = listen_bookies(&dir, &known.bookies, bookies)?;
         let authority = Authority::open_or_create(&dir, NAME)?;
         Role::ALL.into_iter().try_for_each(|role| authority.issue(role, None))?;
 

@@ -44,7 +44,7 @@ enum Command {
     /// Shows and changes the members of the metastore, backs it up and restores it
     #[command(subcommand)]
     Metastore(metastore::Metastore),
-    /// Measures appends or reads, on a cluster of its own where none is configured
+    /// Measures appends, reads or the metastore, on a cluster of its own where none is configured
     #[command(subcommand)]
     Bench(bench::Bench),
 }

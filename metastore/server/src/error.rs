@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use inkfast_metastore::rows::StateError;
 
-use crate::store::FORMAT;
+use crate::database::FORMAT;
 
 /// Says why the daemon does not work.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,17 @@ pub enum Error {
         /// The format of the file.
         found: u32,
     },
+    /// A backup cannot be read or written.
+    #[error("the backup {} cannot be used: {why}", path.display())]
+    Backup {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The cluster to join has not let this member in.
+    #[error("cannot join the cluster: {0}")]
+    Join(String),
     /// The network cannot be used.
     #[error(transparent)]
     Wire(#[from] inkfast_wire::Error),
@@ -51,14 +62,14 @@ impl Error {
         Self::NotAMetastore { why: why.into() }
     }
 
-    /// Says why a file could not be opened.
-    pub(crate) fn database(error: impl Into<redb::Error>) -> Self {
+    /// Says why a file could not be opened or made.
+    pub(crate) fn database(name: &str, error: impl Into<redb::Error>) -> Self {
         match error.into() {
             redb::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                Self::not_a_metastore(error.to_string())
+                Self::not_a_metastore(format!("{name}: {error}"))
             }
-            redb::Error::Corrupted(why) => Self::not_a_metastore(why),
-            other => Self::State(StateError(other.to_string())),
+            redb::Error::Corrupted(why) => Self::not_a_metastore(format!("{name}: {why}")),
+            other => Self::State(StateError(format!("{name}: {other}"))),
         }
     }
 }

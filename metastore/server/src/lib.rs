@@ -1,72 +1,90 @@
 //! The metastore daemon of Inkfast.
 //!
-//! [`MetastoreServer`] keeps the state of a [metastore](inkfast_metastore) in a directory and
-//! answers its requests over the wire. What it promises to its clients is said there; here is how
-//! the promises are kept by one process with one disk.
+//! [`MetastoreServer`] is one member of a [metastore](inkfast_metastore): it keeps the state in a
+//! directory, agrees with the other members on every change, and answers requests over the wire.
+//! What it promises to its clients is said there; here is how the promises are kept.
 //!
-//! *A request* arrives as a frame on a stream (`service`). A read is a read transaction of redb,
-//! which sees everything committed before it. A change becomes a command and waits in a queue
-//! (`commits`) for the one task that writes: it takes all that waits, applies it in one write
-//! transaction of redb, syncs, and only then answers. What queues meanwhile is the next batch, so
-//! many clients share a sync and a single one does not wait for others.
+//! *A request* arrives as a frame on a stream (`service`). Only the member that leads answers it;
+//! another says who does, and the client goes there. A change becomes a command and is proposed
+//! (`consensus`): the leader writes it to its log and sends it to the others, and when a majority
+//! has it on disk, every member applies it, in the same order, and the leader answers. What is
+//! proposed while a sync runs shares the next one. A read waits until a majority has confirmed that
+//! the leader still leads, one round for all reads that came meanwhile, and is then a read
+//! transaction of the leader's own state. A *stale* read is answered by whoever is asked.
 //!
-//! *On disk* (`store`, `directory`) is one redb file with two tables. `state` holds the rows that
-//! commands change, revision and remembered answers among them, so a restart goes on exactly where
-//! the last commit ended. `meta` holds what is this file's own: the format's version, the
-//! cluster's id, this member's id and the key of QUIC's resets, made when the file was. Opening
-//! after a kill does not walk the file.
+//! *On disk* (`directory`, `store`) are two redb files. `log.redb` has what is this member's own:
+//! its id, its vote, and the log; it is synced before anything is answered that rests on it.
+//! `state.redb` has the rows that commands change, and up to which entry. It is synced only now and
+//! then, and before the log is cut off behind it: what a crash takes back is applied again.
+//! Opening after a kill walks neither the state nor more than that piece of the log.
+//!
+//! *Snapshots* (`snapshot`) are one read transaction of the state, sent in pieces while changes go
+//! on. A member that is new, or was away for long, gets one and then the log after it. A backup
+//! (`backup`) is the same, in a file.
 //!
 //! *Leases.* That a lease is, and how long it lasts, is state. When its holder was last heard of is
-//! known in memory only. After a restart every lease has its whole TTL, and the holder time to
-//! be heard. When one has run out, the daemon queues the command that ends it, like any other.
+//! in the leader's memory only. When another member begins to lead, or this one has stood still,
+//! every lease has its whole TTL again, and its holder time to be heard. A heartbeat costs no entry
+//! of the log: the leader only makes sure that it still leads. When a lease has run out, the leader
+//! proposes the command that ends it, like any other.
 //!
-//! *Watches.* What a commit changed is handed to the watches once it is on disk, before anybody is
-//! answered, and remembered in memory for a while. A watch is a stream on which its caller asks for
-//! the next changes again and again, so what nobody takes stays where it is, for all watches once.
-//! Nothing from before a start is remembered: a watch that has seen all until then goes on, another
-//! is told that it cannot.
+//! *Watches.* What commands have changed is handed to the watches of every member, and remembered
+//! in memory for a while. A watch is a stream on which its caller asks the leader for the next
+//! changes again and again; when another member leads, it goes on there after the last revision
+//! that it knows.
 //!
-//! *An error of the disk* ends all writing: what could not be synced is not tried again. The daemon
-//! refuses changes from then on and says so through [`MetastoreServer::failed`]; what was answered
-//! is on disk, and a restart finds it.
+//! *Members.* A member is its directory: an id that was made with it, which the others verify with
+//! every connection. So a directory that was lost comes back as another member, and never votes a
+//! second time in the name of the first. A new member follows first, and votes when it has caught
+//! up; one change of the members is made at a time, by joint consensus.
+//!
+//! *An error of the disk* ends this member: what could not be synced is not tried again. It says so
+//! through [`MetastoreServer::failed`]; the others go on.
 //!
 //! # What is not here
 //!
-//! No replication: one process, one copy. No backup. No quota by client or role.
+//! No encryption at rest. No quota by client or role. No history: only the last value of a key.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use inkfast_metastore::leases::Leases;
-use inkfast_metastore::rows::StateError;
-use inkfast_metastore::state;
-use inkfast_metastore::watches::Watches;
 use inkfast_wire::{Endpoint, Identity, Net, Role, Server, serve};
-use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, timeout};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::timeout;
 use uuid::Uuid;
 
-mod commits;
+mod backup;
 mod consensus;
+mod database;
 mod directory;
 mod error;
+mod joining;
+mod member;
 mod rows;
 mod service;
+mod snapshot;
+mod storage;
 mod store;
+#[cfg(test)]
+mod test_commands;
 #[cfg(test)]
 mod test_disk;
 
-use commits::Commits;
+pub use backup::{BackupSummary, RestoreSummary, backup_directory, restore};
+use consensus::Consensus;
+use consensus::network::WirePeers;
+pub use database::FORMAT;
+pub use directory::Files;
 pub use error::Error;
-use service::Front;
-pub use store::{Executor, FORMAT, Member, Store};
+pub use member::Member;
+use service::{Front, Me};
+pub use storage::{Beginning, Storage};
+pub use store::Executor;
 
 /// How long a stop waits for the last commit.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Where a metastore keeps its state and where it listens.
 #[derive(Clone)]
 pub struct Config {
@@ -74,10 +92,10 @@ pub struct Config {
     pub dir: PathBuf,
     /// The address to listen on, `host:port`; port 0 takes any that is free.
     pub listen: String,
-    /// Where others reach it, `host:port`; none if that is where it listens.
+    /// Where clients and other members reach it, if that is not where it listens.
     pub advertise: Option<String>,
-    /// The addresses of members of the cluster that an empty directory joins. Without any it
-    /// founds a cluster of its own; a directory that is not empty stays in its cluster.
+    /// Members of the cluster that a new member joins. Without one, an empty directory becomes the
+    /// first member of a new cluster. A member that is one already needs none.
     pub join: Vec<String>,
     /// The certificate, of the role `metastore`.
     pub identity: Identity,
@@ -85,39 +103,43 @@ pub struct Config {
     pub net: Net,
 }
 
-/// A metastore that runs until it is stopped or dropped. Dropped, it breaks off: what was answered
-/// is on disk, and the directory is free some moments later.
+/// A member of a metastore, which runs until it is stopped or dropped. Dropped, it breaks off: what
+/// was answered is on disk, and the directory is free some moments later.
 pub struct MetastoreServer {
-    endpoint: Endpoint,
+    me: Me,
     address: SocketAddr,
-    store: Store,
-    /// Answering callers, and ending leases.
+    storage: Storage,
+    consensus: Consensus,
+    /// Answering callers, ending leases, telling a new address.
     serving: JoinSet<()>,
-    committing: JoinHandle<()>,
-    failure: watch::Receiver<Option<StateError>>,
 }
 
 impl MetastoreServer {
-    /// Starts a metastore, and returns when it is able to answer.
+    /// Starts a member, and returns when it answers: a new one that joins, when it is a voter;
+    /// another at once, though there may be no leader yet.
     ///
-    /// An empty directory becomes the first member of a new cluster. Refuses a directory of
-    /// something else, of a newer format, or in use, and an address in use.
+    /// Refuses a directory of something else, of a newer format, or in use, and an address in use.
+    /// Fails if no member at the addresses to join lets it in within a minute.
     pub async fn start(config: Config) -> Result<Self, Error> {
+        let beginning = joining::beginning(&config).await?;
         let dir = config.dir;
-        let store = tokio::task::spawn_blocking(move || Store::open_directory(&dir))
-            .await
-            .map_err(rows::state_error)??;
-        Self::start_on(store, &config.listen, &config.identity, &config.net).await
+        let opened = spawn_blocking(move || Storage::open_directory(&dir, beginning)).await;
+        let storage = opened.map_err(rows::state_error)??;
+        let addresses = (config.listen.as_str(), config.advertise.as_deref());
+        let server = Self::start_on(storage, addresses, &config.identity, &config.net).await?;
+        joining::join(&server.me, &server.consensus, config.join).await?;
+        Ok(server)
     }
 
-    /// Starts a metastore on a store that is open already.
+    /// Starts a member on what it has on disk, open already; `listen` and, if others reach it
+    /// elsewhere, `advertise` are its addresses.
     pub async fn start_on(
-        store: Store,
-        listen: &str,
+        storage: Storage,
+        (listen, advertise): (&str, Option<&str>),
         identity: &Identity,
         net: &Net,
     ) -> Result<Self, Error> {
-        let member = store.member();
+        let member = storage.member.clone();
         let server = Server {
             listen: listen.into(),
             instance: member.id,
@@ -127,17 +149,16 @@ impl MetastoreServer {
         };
         let endpoint = Endpoint::server(net, identity, server).await?;
         let address = endpoint.local_addr();
-        let leases = Arc::new(Mutex::new(all_leases(&store).await?));
-        let (failed, failure) = watch::channel(None);
-        let watches = Watches::new(store.read(state::revision).await?);
-        let (commits, committing) =
-            Commits::start(store.clone(), leases.clone(), watches.clone(), failed);
-        let front = Front::new(address.to_string(), store.clone(), commits, leases, watches);
+        let advertised = advertise.map_or_else(|| address.to_string(), str::to_owned);
+        let me = Me { member, address: advertised, endpoint: endpoint.clone() };
+        let peers = Arc::new(WirePeers::new(endpoint.clone()));
+        let (front, consensus) = Front::start(me.clone(), &storage, peers).await?;
         let mut serving = JoinSet::new();
         serving.spawn(front.clone().expire_leases());
-        serving.spawn(serve(endpoint.clone(), front));
-        tracing::info!(%address, cluster = %member.cluster, "the metastore serves");
-        Ok(Self { endpoint, address, store, serving, committing, failure })
+        serving.spawn(joining::announce(me.clone(), consensus.clone()));
+        serving.spawn(serve(endpoint, front));
+        tracing::info!(%address, cluster = %storage.member.cluster, "the metastore serves");
+        Ok(Self { me, address, storage, consensus, serving })
     }
 
     /// Returns the address that it listens on.
@@ -147,39 +168,27 @@ impl MetastoreServer {
 
     /// Returns the id of its cluster.
     pub fn cluster(&self) -> Uuid {
-        self.store.member().cluster
+        self.me.member.cluster
     }
 
-    /// Waits until the disk fails, and says how. The daemon cannot write then and should end.
+    /// Returns the id of this member.
+    pub fn id(&self) -> Uuid {
+        self.me.member.id
+    }
+
+    /// Waits until the member cannot go on, for its disk has failed, and says how. It should end.
     pub async fn failed(&self) -> Error {
-        let mut failure = self.failure.clone();
-        match failure.wait_for(Option::is_some).await.map(|failed| failed.clone()) {
-            Ok(Some(error)) => error.into(),
-            _ => StateError("the task that commits has ended".into()).into(),
-        }
+        self.consensus.failed().await.into()
     }
 
-    /// Stops: tells the callers, commits what was queued, and closes the file. The directory is
+    /// Stops: lets another member lead, tells the callers, and closes the files. The directory is
     /// free when it returns.
     pub async fn stop(mut self) {
-        self.endpoint.close("the metastore is stopping").await;
+        if timeout(STOP_TIMEOUT, self.consensus.stop()).await.is_err() {
+            tracing::warn!("the consensus has not ended within {STOP_TIMEOUT:?}");
+        }
+        self.me.endpoint.close("the metastore is stopping").await;
         self.serving.shutdown().await;
-        if timeout(STOP_TIMEOUT, self.committing).await.is_err() {
-            tracing::warn!("the last commit has not ended within {STOP_TIMEOUT:?}");
-        }
-        self.store.close().await;
+        self.storage.close().await;
     }
-}
-
-/// Gives every lease of the state its whole TTL from now.
-async fn all_leases(store: &Store) -> Result<Leases, StateError> {
-    let now = Instant::now();
-    let follow_all = move |rows: &rows::ReadRows| {
-        let mut leases = Leases::default();
-        for lease in state::leases(rows)? {
-            leases.follow(rows, lease, now)?;
-        }
-        Ok(leases)
-    };
-    store.read(follow_all).await
 }

@@ -1,141 +1,250 @@
-//! Answers requests: reads from the store, changes through the commits, heartbeats in memory.
+//! Answers requests: reads from the store, changes through the consensus, heartbeats in memory.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use futures::future::join_all;
+use inkfast_metastore::MemberStatus;
 use inkfast_metastore::leases::Leases;
-use inkfast_metastore::limits::{check_key, check_operation, check_scan};
-use inkfast_metastore::messages::{Request, answer_frame, decode_request};
+use inkfast_metastore::limits::{check_address, check_key, check_operation, check_scan};
+use inkfast_metastore::messages::{Request, answer_frame, decode_request, encode_command};
+use inkfast_metastore::rows::StateError;
 use inkfast_metastore::state::{self, Answer, Command, Operation, Told};
 use inkfast_metastore::watches::{PROGRESS_INTERVAL, Watcher, Watches};
-use inkfast_metastore::{Error, MemberInfo, MemberStatus, Version};
-use inkfast_wire::{Error as WireError, Peer, Service, Stream};
+use inkfast_metastore::{Error, LeaseId, Version};
+use inkfast_wire::{Endpoint, Error as WireError, Peer, Remote, Role, Service, Stream, Target};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use uuid::Uuid;
 
-use crate::commits::{Commits, Outcome};
+use crate::backup::Backup;
+use crate::consensus::machine::Machine;
+use crate::consensus::network::{Peers, is_of_members};
+use crate::consensus::{Consensus, Outcome};
+use crate::member::Member;
+use crate::rows::ReadRows;
+use crate::storage::Storage;
 use crate::store::Store;
 
 /// The most reads at a time; more wait.
 const READS_MAX: usize = 64;
 /// How often it is looked whether leases have run out: about how late they end.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
+/// A member that stood still for so long lets its holders be heard before it ends leases.
+const STOOD_STILL: Duration = Duration::from_secs(1);
 
 /// What answers requests. Clones answer from the same state.
 #[derive(Clone)]
 pub(crate) struct Front {
-    me: MemberInfo,
+    me: Me,
     store: Store,
-    commits: Commits,
+    consensus: Consensus,
     leases: Arc<Mutex<Leases>>,
     watches: Watches,
     reads: Arc<Semaphore>,
-    clock: Clock,
+    clock: Arc<Mutex<Clock>>,
 }
 
-/// The time of commands: the wall clock as it was at the start, moved on by tokio's.
-#[derive(Clone, Copy)]
+/// This member, as others reach it.
+#[derive(Clone)]
+pub(crate) struct Me {
+    pub(crate) member: Member,
+    pub(crate) address: String,
+    pub(crate) endpoint: Endpoint,
+}
+
+/// The time of commands: how long there has been a leader, in milliseconds. Each leader goes on
+/// from what the state says when its term begins, so no two clocks are ever compared.
 struct Clock {
-    started: Instant,
-    started_ms: u128,
+    term: u64,
+    begun: Instant,
+    begun_ms: u64,
 }
 
 impl Front {
-    pub(crate) fn new(
-        address: String,
-        store: Store,
-        commits: Commits,
-        leases: Arc<Mutex<Leases>>,
-        watches: Watches,
-    ) -> Self {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let clock = Clock { started: Instant::now(), started_ms: since_1970.as_millis() };
+    /// Joins in the consensus as this member, whose state it then answers from.
+    pub(crate) async fn start(
+        me: Me,
+        storage: &Storage,
+        peers: Arc<dyn Peers>,
+    ) -> Result<(Self, Consensus), StateError> {
+        let store = storage.store.clone();
+        let leases = Arc::new(Mutex::new(store.read(all_leases).await?));
+        let watches = Watches::new(store.read(state::revision).await?);
+        let machine = Machine::new(store.clone(), leases.clone(), watches.clone());
+        let consensus = Consensus::start(storage, machine, peers, &me.address).await?;
         let reads = Arc::new(Semaphore::new(READS_MAX));
-        let me = MemberInfo { id: store.member().id, address, voter: true };
-        Self { me, store, commits, leases, watches, reads, clock }
+        // No term is 0: the first one sets the clock.
+        let clock = Clock { term: 0, begun: Instant::now(), begun_ms: 0 };
+        let clock = Arc::new(Mutex::new(clock));
+        let front = Self { me, store, consensus: consensus.clone(), leases, watches, reads, clock };
+        Ok((front, consensus))
     }
 
-    /// Ends leases that run out, as long as it is not dropped.
+    /// Ends leases that run out while this member leads, as long as it is not dropped.
     pub(crate) async fn expire_leases(self) {
         let mut ticks = interval(EXPIRY_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut led, mut last) = (None, Instant::now());
         loop {
-            let now = ticks.tick().await;
-            let expired = self.leases().take_expired(now);
-            for lease in expired {
-                tracing::info!(%lease, "a lease has run out");
-                let command = self.command(Uuid::new_v4(), Operation::EndLease(lease));
-                if let Err(error) = self.commits.queue(command, 0).await {
-                    tracing::warn!(%lease, %error, "a lease cannot be ended");
-                }
+            ticks.tick().await;
+            let (now, leads) = (Instant::now(), self.consensus.leading_term());
+            let stood_still = now - last > STOOD_STILL;
+            last = now;
+            if leads.is_some() && (leads != led || stood_still) {
+                self.leases().restart(now);
+            } else if leads.is_some() {
+                let expired = self.leases().take_expired(now);
+                join_all(expired.into_iter().map(|lease| self.expire(lease))).await;
             }
+            led = leads;
         }
     }
 
-    async fn answer(&self, request: Result<Request, Error>, bytes: usize) -> Outcome {
+    async fn expire(&self, lease: LeaseId) {
+        tracing::info!(%lease, "a lease has run out");
+        let ended = self.change(Uuid::new_v4(), Operation::EndLease(lease)).await;
+        let Err(error) = ended else { return };
+        tracing::info!(%lease, %error, "a lease could not be ended, and goes on if it still is");
+        let (leases, now) = (self.leases.clone(), Instant::now());
+        let follow = move |rows: &_| {
+            leases.lock().unwrap_or_else(PoisonError::into_inner).follow(rows, lease, now)
+        };
+        if let Err(error) = self.store.read(follow).await {
+            tracing::warn!(%lease, %error, "a lease cannot be read");
+        }
+    }
+
+    pub(crate) async fn answer(&self, request: Result<Request, Error>) -> Outcome {
         match request? {
-            Request::Get { key, .. } => {
+            Request::Get { key, stale } => {
                 check_key(&key)?;
+                self.confirm_unless(stale).await?;
                 let _permit = self.reads.acquire().await;
                 let value = self.store.read(move |rows| state::get(rows, &key)).await?;
                 Ok(Answer::Value(value))
             }
-            Request::Scan { scan, .. } => {
+            Request::Scan { scan, stale } => {
                 check_scan(&scan)?;
+                self.confirm_unless(stale).await?;
                 let _permit = self.reads.acquire().await;
                 let page = self.store.read(move |rows| state::scan(rows, &scan)).await?;
                 Ok(Answer::Page(page))
             }
-            Request::KeepAlive(lease) => {
-                if self.leases().keep_alive(lease, Instant::now()) {
-                    return Ok(Answer::Done);
-                }
-                Err(Error::LeaseNotFound)
+            Request::KeepAlive(lease) => self.keep_alive(lease).await,
+            Request::Watch { .. } | Request::More | Request::Backup => {
+                let words = "a watch or backup needs a stream of its own, from its first request";
+                Err(Error::bad_request(words))
             }
-            Request::Watch { .. } | Request::More => {
-                Err(Error::bad_request("a watch needs a stream of its own, from its first request"))
-            }
-            Request::Status => self.status().await.map(Answer::Status),
-            Request::AddMember { .. }
-            | Request::RemoveMember(_)
-            | Request::TransferLeader(_)
-            | Request::Backup => Err(Error::bad_request("this metastore has no other members")),
             Request::Change { request, operation } => {
                 check_operation(&operation)?;
-                let command = self.command(request, operation);
-                let answer = self.commits.queue(command, bytes).await?;
-                answer.await.unwrap_or_else(|_| Err(Error::unavailable("it is stopping")))
+                self.change(request, operation).await
+            }
+            Request::Status => Ok(Answer::Status(self.status().await?)),
+            Request::AddMember { address } => {
+                check_address(&address)?;
+                self.leading()?;
+                let id = self.member_at(&address).await?;
+                self.consensus.add_member(id, &address).await?;
+                Ok(Answer::Done)
+            }
+            Request::RemoveMember(id) => {
+                self.leading()?;
+                self.consensus.remove_member(id).await?;
+                Ok(Answer::Done)
+            }
+            Request::TransferLeader(id) => {
+                self.consensus.transfer_leader(id).await?;
+                Ok(Answer::Done)
             }
         }
     }
 
-    async fn status(&self) -> Result<MemberStatus, Error> {
-        let MemberInfo { id, address, .. } = self.me.clone();
-        let revision = self.store.read(state::revision).await?;
-        let (log, applied, members) = (None, None, vec![self.me.clone()]);
-        Ok(MemberStatus { id, address, term: 1, leader: Some(id), log, applied, revision, members })
+    async fn confirm_unless(&self, stale: bool) -> Result<(), Error> {
+        if stale { Ok(()) } else { self.consensus.confirm().await }
     }
 
-    fn command(&self, request: Uuid, operation: Operation) -> Command {
-        let now_ms = self.clock.started_ms + self.clock.started.elapsed().as_millis();
-        Command { request, time_ms: u64::try_from(now_ms).unwrap_or(u64::MAX), operation }
+    /// Moves the deadline first: who leads after that has given the lease its whole TTL anew.
+    async fn keep_alive(&self, lease: LeaseId) -> Outcome {
+        let kept = self.leases().keep_alive(lease, Instant::now());
+        self.consensus.confirm().await?;
+        // It may have been granted by an earlier leader, and was not yet known here.
+        if kept || self.leases().keep_alive(lease, Instant::now()) {
+            return Ok(Answer::Done);
+        }
+        Err(Error::LeaseNotFound)
+    }
+
+    async fn change(&self, request: Uuid, operation: Operation) -> Outcome {
+        let time_ms = self.now_ms(self.leading()?).await?;
+        let command = Command { request, time_ms, operation };
+        self.consensus.propose(encode_command(command)).await
+    }
+
+    /// Returns the term in which this member leads, or an error that says who else does.
+    fn leading(&self) -> Result<u64, Error> {
+        self.consensus.leading_term().ok_or_else(|| self.consensus.not_leader())
+    }
+
+    async fn now_ms(&self, term: u64) -> Result<u64, Error> {
+        if self.clock().term != term {
+            let begun_ms = self.store.read(state::time_ms).await?;
+            *self.clock() = Clock { term, begun: Instant::now(), begun_ms };
+        }
+        let clock = self.clock();
+        let elapsed_ms = u64::try_from(clock.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(clock.begun_ms.saturating_add(elapsed_ms))
+    }
+
+    async fn status(&self) -> Result<MemberStatus, Error> {
+        let revision = self.store.read(state::revision).await?;
+        let standing = self.consensus.standing();
+        Ok(MemberStatus {
+            id: self.me.member.id,
+            address: self.me.address.clone(),
+            term: standing.term,
+            leader: standing.leader,
+            log: standing.log,
+            applied: standing.applied,
+            revision,
+            members: standing.members,
+        })
+    }
+
+    /// Asks who is at an address, which only a member of this cluster answers.
+    async fn member_at(&self, address: &str) -> Result<Uuid, Error> {
+        let addresses = vec![address.to_owned()];
+        let target = Target { role: Role::Metastore, instance: None, addresses };
+        let connection = Remote::new(&self.me.endpoint, target).connection().await;
+        connection.map(|connection| connection.peer().instance).map_err(|error| {
+            let words = format!("no metastore of this cluster answers at {address}: {error}");
+            Error::bad_request(words)
+        })
     }
 
     fn leases(&self) -> MutexGuard<'_, Leases> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn clock(&self) -> MutexGuard<'_, Clock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Answers the requests of a stream until it ends.
-    async fn serve_requests(&self, stream: &mut Stream) -> Result<(), WireError> {
+    async fn serve_requests(&self, peer: &Peer, stream: &mut Stream) -> Result<(), WireError> {
         while let Some(frame) = stream.receiver.next().await? {
-            let answer = match decode_request(&frame) {
-                Ok(Request::Watch { prefix, after }) => {
-                    return self.serve_watch(&prefix, after, stream).await;
+            let answer = if is_of_members(frame.kind) && peer.name.role == Role::Metastore {
+                self.consensus.answer(frame).await
+            } else {
+                match decode_request(&frame) {
+                    Ok(Request::Watch { prefix, after }) => {
+                        return self.serve_watch(&prefix, after, stream).await;
+                    }
+                    Ok(Request::Backup) => return self.serve_backup(stream).await,
+                    request => answer_frame(&self.answer(request).await),
                 }
-                request => self.answer(request, frame.body.len()).await,
             };
-            stream.sender.send(&answer_frame(&answer)).await?;
+            stream.sender.send(&answer).await?;
         }
         Ok(())
     }
@@ -156,7 +265,7 @@ impl Front {
             let Some(frame) = stream.receiver.next().await? else { return Ok(()) };
             answer = match decode_request(&frame) {
                 Ok(Request::More) => tokio::select! {
-                    told = more(watcher) => told.map(Answer::Told),
+                    told = self.more(watcher) => told.map(Answer::Told),
                     // The caller has gone, or does not wait for its answer.
                     _ = stream.receiver.next() => return Ok(()),
                 },
@@ -166,24 +275,58 @@ impl Front {
     }
 
     async fn begin_watch(&self, prefix: &str, after: Version) -> Result<Watcher, Error> {
+        self.consensus.confirm().await?;
         let permit = self.reads.acquire().await;
         let revision = self.store.read(state::revision).await?;
         drop(permit);
         self.watches.watch(prefix, after, revision)
     }
+
+    /// Waits for what a watcher has to tell, or until it should know that it is nothing: which
+    /// only a leader may say.
+    async fn more(&self, watcher: &mut Watcher) -> Result<Told, Error> {
+        if let Ok(told) = timeout(PROGRESS_INTERVAL, watcher.next()).await {
+            return told;
+        }
+        let seen = watcher.seen();
+        self.consensus.confirm().await?;
+        Ok(Told { changes: Vec::new(), seen })
+    }
+
+    /// Sends a backup, piece by piece, and an empty piece after the last.
+    async fn serve_backup(&self, stream: &mut Stream) -> Result<(), WireError> {
+        let begun = match self.consensus.confirm().await {
+            Ok(()) => Backup::of(&self.store, self.me.member.cluster).await.map_err(Error::from),
+            Err(error) => Err(error),
+        };
+        let mut backup = match begun {
+            Ok(backup) => backup,
+            Err(error) => return stream.sender.send(&answer_frame(&Err(error))).await,
+        };
+        loop {
+            let piece = backup.next().await.map_err(Error::from);
+            let ended = !matches!(&piece, Ok(Some(_)));
+            let answer = piece.map(|piece| Answer::Piece(piece.unwrap_or_default()));
+            stream.sender.send(&answer_frame(&answer)).await?;
+            if ended {
+                return Ok(());
+            }
+        }
+    }
 }
 
-/// Waits for what a watcher has to tell, or until it should know that it is nothing.
-async fn more(watcher: &mut Watcher) -> Result<Told, Error> {
-    match timeout(PROGRESS_INTERVAL, watcher.next()).await {
-        Ok(told) => told,
-        Err(_) => Ok(Told { changes: Vec::new(), seen: watcher.seen() }),
+/// Gives every lease of the state its whole TTL from now.
+fn all_leases(rows: &ReadRows) -> Result<Leases, StateError> {
+    let mut leases = Leases::default();
+    for lease in state::leases(rows)? {
+        leases.follow(rows, lease, Instant::now())?;
     }
+    Ok(leases)
 }
 
 impl Service for Front {
     async fn serve(&self, peer: Arc<Peer>, mut stream: Stream) {
-        match self.serve_requests(&mut stream).await {
+        match self.serve_requests(&peer, &mut stream).await {
             Ok(()) => stream.sender.finish(),
             Err(error) => {
                 tracing::debug!(peer = %peer.name, %error, "a stream of requests broke off");

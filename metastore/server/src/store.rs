@@ -1,31 +1,37 @@
-//! The state on disk: one redb file, and who this member is.
+//! The state on disk: the rows, and how much of the log they have.
+//!
+//! A commit is seen by readers at once, but is on disk only when one that is synced comes after it:
+//! after so many entries or bytes, before the log is purged, and at the end. What a power cut takes
+//! back is in the log still, and is applied again.
 
-use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::fmt::{self, Debug, Formatter};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use bytes::Bytes;
 use inkfast_metastore::rows::StateError;
-use prost::Message;
-use redb::backends::FileBackend;
 use redb::{
-    Builder, Database, Durability, ReadableDatabase, StorageBackend, TableDefinition, TableError,
+    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
-use uuid::Uuid;
+use tokio::sync::Semaphore;
 
-use crate::directory::Directory;
+use crate::consensus::codec::Coded;
+use crate::consensus::types::SnapshotMeta;
+use crate::database::{self, META, seal, unseal};
+use crate::directory::{Files, STATE};
 use crate::error::Error;
 use crate::rows::{ReadRows, RedbRows, WriteRows, state_error};
 
-/// The format of the file; a higher one is refused.
-pub const FORMAT: u32 = 1;
 /// The most memory that redb's cache takes.
 const CACHE_BYTES: usize = 64 << 20;
+/// The most entries that are applied and not on disk: what a restart may have to apply again.
+const UNSYNCED_ENTRIES_MAX: usize = 4096;
+/// The most bytes of such entries.
+const UNSYNCED_BYTES_MAX: usize = 16 << 20;
 
-/// What is of this file alone, not of the state that members share.
-const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
-/// The state.
-const STATE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("state");
-const META_FORMAT: &str = "format";
-const META_MEMBER: &str = "member";
+/// The rows.
+pub(crate) const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("state");
+const META_APPLIED: &str = "applied";
 
 /// Where redb's calls run, which block.
 #[derive(Clone, Copy, Debug)]
@@ -38,79 +44,56 @@ pub enum Executor {
 
 /// The state of a metastore on disk. Clones are handles of the same one.
 #[derive(Clone, Debug)]
-pub struct Store {
-    shared: Arc<Shared>,
-    executor: Executor,
+pub(crate) struct Store {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) executor: Executor,
 }
 
 #[derive(Debug)]
-struct Shared {
-    member: Member,
+pub(crate) struct Shared {
     /// None once it is closed.
     open: RwLock<Option<Open>>,
+    /// Held by whoever writes.
+    unsynced: Mutex<Unsynced>,
+    /// One snapshot is received at a time.
+    pub(crate) receiving: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
 struct Open {
-    database: Database,
-    /// Keeps other processes away.
-    _directory: Option<Directory>,
+    copy: Arc<Copy>,
+    /// Keeps others away.
+    files: Arc<dyn Files>,
 }
 
-/// Who this member of the metastore is. Made once, when the file is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// The cluster's id.
-    pub cluster: Uuid,
-    /// This member's own id.
-    pub id: Uuid,
-    /// The key by which a peer notices a restart.
-    pub reset_key: [u8; 64],
+/// A copy of the state. One that is received takes the place of the one before, which is there as
+/// long as somebody reads it.
+pub(crate) struct Copy(RwLock<Option<Database>>);
+
+/// What was committed and not synced.
+#[derive(Debug, Default)]
+struct Unsynced {
+    entries: usize,
+    bytes: usize,
+}
+
+/// How much is applied at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Amount {
+    pub(crate) entries: usize,
+    pub(crate) bytes: usize,
 }
 
 impl Store {
-    /// Opens the store of a directory, or makes both.
-    ///
-    /// Refuses a directory of something else, a file of a newer format, and a directory that
-    /// another process has open.
-    pub fn open_directory(dir: &Path) -> Result<Self, Error> {
-        let directory = Directory::lock(dir)?;
-        if let Some(new) = directory.begin_file()? {
-            // Made aside and renamed when it is whole: a file that is there is never made anew,
-            // whatever it looks like.
-            Self::open(FileBackend::new(new).map_err(Error::database)?, Executor::Threads)?;
-            directory.finish_file()?;
-        }
-        let backend = FileBackend::new(directory.open_file()?).map_err(Error::database)?;
-        Self::open_locked(backend, Some(directory), Executor::Threads)
-    }
-
-    /// Opens the store on any disk, or makes it on an empty one. Whoever calls sees to it that
-    /// nobody else uses the disk meanwhile.
-    pub fn open(backend: impl StorageBackend, executor: Executor) -> Result<Self, Error> {
-        Self::open_locked(backend, None, executor)
-    }
-
-    fn open_locked(
-        backend: impl StorageBackend,
-        directory: Option<Directory>,
-        executor: Executor,
-    ) -> Result<Self, Error> {
-        let database = Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .create_with_backend(backend)
-            .map_err(Error::database)?;
-        let member = match read_member(&database)? {
-            Some(member) => member,
-            None => initialise(&database).map_err(Error::database)?,
+    /// Makes the store of an open file.
+    pub(crate) fn new(database: Database, files: Arc<dyn Files>, executor: Executor) -> Self {
+        let open = Open { copy: Arc::new(Copy(RwLock::new(Some(database)))), files };
+        let shared = Shared {
+            open: RwLock::new(Some(open)),
+            unsynced: Mutex::default(),
+            receiving: Arc::new(Semaphore::new(1)),
         };
-        let open = RwLock::new(Some(Open { database, _directory: directory }));
-        Ok(Self { shared: Arc::new(Shared { member, open }), executor })
-    }
-
-    /// Returns who this member is.
-    pub fn member(&self) -> &Member {
-        &self.shared.member
+        Self { shared: Arc::new(shared), executor }
     }
 
     /// Reads the state as all commits so far have left it.
@@ -118,58 +101,147 @@ impl Store {
         &self,
         work: impl FnOnce(&ReadRows) -> Result<T, StateError> + Send + 'static,
     ) -> Result<T, StateError> {
-        self.run(move |database| {
-            let transaction = database.begin_read().map_err(state_error)?;
-            work(&RedbRows(transaction.open_table(STATE).map_err(state_error)?))
-        })
-        .await
+        self.run(move |shared| shared.copy()?.read(|database| work(&rows(database)?))).await
     }
 
-    /// Changes the state: when it returns, all of it is on disk, or after an error nothing counts
-    /// and nothing more may be written.
-    pub(crate) async fn write<T: Send + 'static>(
+    /// Returns how much of the log the state has.
+    pub(crate) async fn applied(&self) -> Result<SnapshotMeta, StateError> {
+        self.run(|shared| shared.copy()?.read(read_applied)).await
+    }
+
+    /// Changes the state, and how much of the log it has: all of it, or after an error nothing, and
+    /// then nothing more may be written. Readers see it when this returns.
+    pub(crate) async fn apply<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut WriteRows<'_>) -> Result<T, StateError> + Send + 'static,
+        amount: Amount,
+        work: impl FnOnce(&mut WriteRows<'_>, &mut SnapshotMeta) -> Result<T, StateError>
+        + Send
+        + 'static,
     ) -> Result<T, StateError> {
-        self.run(move |database| {
-            let mut transaction = database.begin_write().map_err(state_error)?;
-            transaction.set_durability(Durability::Immediate).map_err(state_error)?;
-            // So that an open after a kill does not walk the whole file.
-            transaction.set_quick_repair(true);
-            let table = transaction.open_table(STATE).map_err(state_error)?;
-            let done = work(&mut RedbRows(table))?;
-            transaction.commit().map_err(state_error)?;
+        self.run(move |shared| {
+            let mut unsynced = shared.writing();
+            unsynced.entries += amount.entries;
+            unsynced.bytes += amount.bytes;
+            let full =
+                unsynced.entries >= UNSYNCED_ENTRIES_MAX || unsynced.bytes >= UNSYNCED_BYTES_MAX;
+            let durability = if full { Durability::Immediate } else { Durability::None };
+            let done = shared.copy()?.read(|database| write(database, durability, work))?;
+            if full {
+                *unsynced = Unsynced::default();
+            }
             Ok(done)
         })
         .await
     }
 
-    /// Closes the file, after what is still being done on it; later calls fail.
+    /// Sees to it that all that was committed is on disk, and then does something with it before
+    /// anything more is committed.
+    pub(crate) async fn sync_and<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Arc<Copy>) -> Result<T, StateError> + Send + 'static,
+    ) -> Result<T, StateError> {
+        self.run(move |shared| {
+            let mut unsynced = shared.writing();
+            let copy = shared.copy()?;
+            sync(&mut unsynced, &copy)?;
+            work(copy)
+        })
+        .await
+    }
+
+    /// Puts another copy in the place of the one that there is, durably: a power cut leaves the one
+    /// or the other.
+    pub(crate) async fn replace(
+        &self,
+        name: &'static str,
+        database: Database,
+    ) -> Result<(), StateError> {
+        self.run(move |shared| {
+            let mut unsynced = shared.writing();
+            shared.files(|files| files.rename(name, STATE))?;
+            *unsynced = Unsynced::default();
+            let mut open = shared.open.write().unwrap_or_else(PoisonError::into_inner);
+            let open = open.as_mut().ok_or_else(closed)?;
+            open.copy = Arc::new(Copy(RwLock::new(Some(database))));
+            Ok(())
+        })
+        .await
+    }
+
+    /// Closes the file, after what is still being done on it, with all of it on disk; later calls
+    /// fail.
     pub(crate) async fn close(&self) {
         let shared = self.shared.clone();
         let close = move || {
-            shared.open.write().unwrap_or_else(PoisonError::into_inner).take();
+            let mut unsynced = shared.writing();
+            let open = shared.open.write().unwrap_or_else(PoisonError::into_inner).take();
+            let Some(open) = open else { return Ok(()) };
+            let synced = sync(&mut unsynced, &open.copy);
+            open.copy.close();
+            synced
         };
-        if let Err(error) = self.executor.run(close).await {
-            tracing::error!(%error, "the store was not closed in order");
+        if let Err(error) = self.executor.run(close).await.flatten() {
+            tracing::error!(%error, "the state was not closed in order");
         }
     }
 
     async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Database) -> Result<T, StateError> + Send + 'static,
+        work: impl FnOnce(&Shared) -> Result<T, StateError> + Send + 'static,
     ) -> Result<T, StateError> {
         let shared = self.shared.clone();
-        let run = move || match &*shared.open.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(open) => work(&open.database),
-            None => Err(StateError("it has been closed".into())),
-        };
-        self.executor.run(run).await?
+        self.executor.run(move || work(&shared)).await.flatten()
+    }
+}
+
+impl Shared {
+    /// Returns the copy that there is now.
+    fn copy(&self) -> Result<Arc<Copy>, StateError> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        open.as_ref().map(|open| open.copy.clone()).ok_or_else(closed)
+    }
+
+    /// Does something with the files, which others have once it is closed.
+    pub(crate) fn files<T>(
+        &self,
+        work: impl FnOnce(&dyn Files) -> io::Result<T>,
+    ) -> Result<T, StateError> {
+        match &*self.open.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(open) => work(&*open.files).map_err(state_error),
+            None => Err(closed()),
+        }
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Unsynced> {
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Copy {
+    /// Does something with the file, which is not closed meanwhile.
+    pub(crate) fn read<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, StateError>,
+    ) -> Result<T, StateError> {
+        match &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(database) => work(database),
+            None => Err(closed()),
+        }
+    }
+
+    fn close(&self) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl Debug for Copy {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("Copy")
     }
 }
 
 impl Executor {
-    async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, StateError> {
@@ -180,71 +252,88 @@ impl Executor {
     }
 }
 
-/// Reads who the member is; none if the file is new.
-fn read_member(database: &Database) -> Result<Option<Member>, Error> {
-    let transaction = database.begin_read().map_err(Error::database)?;
-    let meta = match transaction.open_table(META) {
-        Ok(meta) => meta,
-        Err(TableError::TableDoesNotExist(_)) => {
-            let mut tables = transaction.list_tables().map_err(Error::database)?;
-            return match tables.next() {
-                None => Ok(None),
-                Some(_) => Err(Error::not_a_metastore("it is a redb file of something else")),
-            };
-        }
-        Err(error) => return Err(Error::not_a_metastore(error.to_string())),
-    };
-    let row = |name| {
-        let value = meta.get(name).map_err(Error::database)?;
-        let value = value.ok_or_else(|| Error::not_a_metastore(format!("it has no {name}")))?;
-        Ok::<_, Error>(value.value().to_vec())
-    };
-    let malformed = |_| Error::not_a_metastore("its meta table is malformed");
-    let format = row(META_FORMAT)?.try_into().map(u32::from_le_bytes).map_err(malformed)?;
-    if format > FORMAT {
-        return Err(Error::NewerFormat { found: format });
-    }
-    let stored = StoredMember::decode(row(META_MEMBER)?.as_slice())
-        .map_err(|error| Error::not_a_metastore(error.to_string()))?;
-    Ok(Some(Member {
-        cluster: Uuid::from_bytes(stored.cluster.try_into().map_err(malformed)?),
-        id: Uuid::from_bytes(stored.id.try_into().map_err(malformed)?),
-        reset_key: stored.reset_key.try_into().map_err(malformed)?,
-    }))
+fn closed() -> StateError {
+    StateError("it has been closed".into())
 }
 
-/// Makes a new cluster's first member.
-fn initialise(database: &Database) -> Result<Member, redb::Error> {
-    let mut reset_key = [0; 64];
-    for part in reset_key.chunks_mut(16) {
-        part.copy_from_slice(Uuid::new_v4().as_bytes());
-    }
-    let member = Member { cluster: Uuid::new_v4(), id: Uuid::new_v4(), reset_key };
-    let stored = StoredMember {
-        cluster: member.cluster.as_bytes().to_vec(),
-        id: member.id.as_bytes().to_vec(),
-        reset_key: reset_key.to_vec(),
-    };
-    let transaction = database.begin_write()?;
-    {
-        let mut meta = transaction.open_table(META)?;
-        meta.insert(META_FORMAT, FORMAT.to_le_bytes().as_slice())?;
-        meta.insert(META_MEMBER, stored.encode_to_vec().as_slice())?;
-        transaction.open_table(STATE)?;
-    }
-    transaction.commit()?;
-    Ok(member)
+/// Makes the file of an empty state under a name of its own.
+pub(crate) fn make(files: &dyn Files, name: &str) -> Result<Database, Error> {
+    database::make(files, name, CACHE_BYTES, |transaction| {
+        transaction.open_table(ROWS)?;
+        let sealed = seal(META_APPLIED.as_bytes(), &SnapshotMeta::default().encode());
+        transaction.open_table(META)?.insert(META_APPLIED, sealed.as_slice())?;
+        Ok(())
+    })
 }
 
-/// The member as it is stored.
-#[derive(Clone, PartialEq, Message)]
-struct StoredMember {
-    #[prost(bytes, tag = "1")]
-    cluster: Vec<u8>,
-    #[prost(bytes, tag = "2")]
-    id: Vec<u8>,
-    #[prost(bytes, tag = "3")]
-    reset_key: Vec<u8>,
+/// Opens the file of the state.
+pub(crate) fn open(files: &dyn Files) -> Result<Database, Error> {
+    database::open(files, STATE, CACHE_BYTES, false)
+}
+
+/// Syncs what was committed, if there is any.
+fn sync(unsynced: &mut Unsynced, copy: &Copy) -> Result<(), StateError> {
+    if unsynced.entries > 0 {
+        copy.read(|database| write(database, Durability::Immediate, |_, _| Ok(())))?;
+        *unsynced = Unsynced::default();
+    }
+    Ok(())
+}
+
+/// Returns the rows as they are now.
+pub(crate) fn rows(database: &Database) -> Result<ReadRows, StateError> {
+    let transaction = database.begin_read().map_err(state_error)?;
+    Ok(RedbRows(transaction.open_table(ROWS).map_err(state_error)?))
+}
+
+/// Returns how much of the log the rows have now.
+pub(crate) fn read_applied(database: &Database) -> Result<SnapshotMeta, StateError> {
+    let transaction = database.begin_read().map_err(state_error)?;
+    applied(&transaction.open_table(META).map_err(state_error)?)
+}
+
+fn applied(
+    meta: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<SnapshotMeta, StateError> {
+    let damaged = |why: &str| StateError(format!("{STATE}: how much of the log it has {why}"));
+    let Some(sealed) = meta.get(META_APPLIED).map_err(state_error)? else {
+        return Err(damaged("is not there"));
+    };
+    let value = unseal(META_APPLIED.as_bytes(), sealed.value());
+    let value = value.ok_or_else(|| damaged("is damaged"))?;
+    SnapshotMeta::decode(Bytes::copy_from_slice(value)).map_err(state_error)
+}
+
+/// Changes the rows, and how much of the log they have, in one transaction.
+pub(crate) fn write<T>(
+    database: &Database,
+    durability: Durability,
+    work: impl FnOnce(&mut WriteRows<'_>, &mut SnapshotMeta) -> Result<T, StateError>,
+) -> Result<T, StateError> {
+    let mut transaction = database.begin_write().map_err(state_error)?;
+    transaction.set_durability(durability).map_err(state_error)?;
+    // So that an open after a kill does not walk the whole file.
+    transaction.set_quick_repair(matches!(durability, Durability::Immediate));
+    let done = work_on(&transaction, work)?;
+    transaction.commit().map_err(state_error)?;
+    Ok(done)
+}
+
+/// Changes the rows, and how much of the log they have, in a transaction.
+pub(crate) fn work_on<T>(
+    transaction: &WriteTransaction,
+    work: impl FnOnce(&mut WriteRows<'_>, &mut SnapshotMeta) -> Result<T, StateError>,
+) -> Result<T, StateError> {
+    let mut meta = transaction.open_table(META).map_err(state_error)?;
+    let before = applied(&meta)?;
+    let mut applied = before.clone();
+    let mut rows = RedbRows(transaction.open_table(ROWS).map_err(state_error)?);
+    let done = work(&mut rows, &mut applied)?;
+    if applied != before {
+        let sealed = seal(META_APPLIED.as_bytes(), &applied.encode());
+        meta.insert(META_APPLIED, sealed.as_slice()).map_err(state_error)?;
+    }
+    Ok(done)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::ask::Opened;
 use super::leader::Leader;
-use super::{Held, PAUSE, jittered};
+use super::{Held, PAUSE, UNUSED_KEY, jittered};
 use crate::error::Error;
 use crate::limits::check_watch;
 use crate::messages::{Request, answer_from_frame, encode_request};
@@ -24,8 +24,6 @@ const WATCHES_MAX: usize = 10_000;
 const PROGRESS_MARGIN: Duration = Duration::from_secs(1);
 /// The pause between two questions to the leader whether it leads, up to twice as long by chance.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
-/// A key that is read for no other reason.
-const HEARTBEAT_KEY: &str = "leader";
 
 /// What the watches of a process share.
 pub(super) struct Watching {
@@ -83,7 +81,7 @@ impl Watching {
         let running = Arc::new(Held(tokio::spawn(async move {
             loop {
                 sleep(jittered(HEARTBEAT_INTERVAL)).await;
-                let read = Request::Get { key: HEARTBEAT_KEY.into(), stale: false };
+                let read = Request::Get { key: UNUSED_KEY.into(), stale: false };
                 // To have been answered is all; and if not, it has been searched for a leader.
                 let _ = leader.ask(read, limit).await;
             }

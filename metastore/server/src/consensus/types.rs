@@ -3,10 +3,12 @@
 use std::fmt::{self, Debug, Display, Formatter};
 
 use bytes::Bytes;
+use openraft::EntryPayload;
 use openraft::impls::leader_id_std;
 use uuid::Uuid;
 
 use crate::consensus::Outcome;
+use crate::snapshot::SnapshotData;
 
 openraft::declare_raft_types!(
     /// Standard Raft: one leader a term, whose log ids are term and index.
@@ -27,12 +29,14 @@ pub(crate) type Runtime =
 #[cfg(not(test))]
 pub(crate) type Runtime = openraft::impls::TokioRuntime;
 
+pub(crate) type Raft = openraft::Raft<Types, super::machine::Machine>;
 pub(crate) type Vote = openraft::type_config::alias::VoteOf<Types>;
 pub(crate) type CommittedLeaderId = openraft::type_config::alias::CommittedLeaderIdOf<Types>;
 pub(crate) type LogId = openraft::type_config::alias::LogIdOf<Types>;
 pub(crate) type Entry = openraft::type_config::alias::EntryOf<Types>;
 pub(crate) type Membership = openraft::Membership<NodeId, Address>;
 pub(crate) type StoredMembership = openraft::type_config::alias::StoredMembershipOf<Types>;
+pub(crate) type Snapshot = openraft::type_config::alias::SnapshotOf<Types, SnapshotData>;
 pub(crate) type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<Types>;
 
 /// What is replicated: opaque here, encoded once by whoever proposes it.
@@ -68,6 +72,14 @@ impl Debug for NodeId {
 impl Display for NodeId {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         Display::fmt(&self.0, f)
+    }
+}
+
+/// Returns about how large an entry is.
+pub(crate) fn data_len(entry: &Entry) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(Data(data)) => data.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
     }
 }
 

@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use inkfast_metastore::{KeyValue, Metastore, RemoteMetastore, Scan, Transaction};
 use inkfast_wire::{Authority, Endpoint, Identity, Net, Role, Server, serve};
-use redb::backends::InMemoryBackend;
 use tempfile::TempDir;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::consensus::network::WirePeers;
+use crate::consensus::types::Runtime;
+use crate::storage::{Beginning, Storage};
 use crate::store::Executor;
+use crate::test_disk::TestFiles;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 /// How often streams are cut before the test ends.
@@ -97,21 +99,21 @@ fn transaction() -> Transaction {
 
 /// Starts a metastore in memory that cuts streams, and returns its address.
 async fn start(identity: &Identity, cuts: Arc<AtomicUsize>) -> String {
-    let store = Store::open(InMemoryBackend::new(), Executor::Inline).unwrap();
+    let storage = Storage::open(TestFiles::default(), Executor::Inline, Beginning::Found).unwrap();
+    let member = storage.member.clone();
     let server = Server {
         listen: "127.0.0.1:0".into(),
-        instance: store.member().id,
-        cluster: store.member().cluster,
-        reset_key: store.member().reset_key,
+        instance: member.id,
+        cluster: member.cluster,
+        reset_key: member.reset_key,
         roles: &[Role::Client],
     };
-    let leases = Arc::<Mutex<Leases>>::default();
-    let watches = Watches::new(Version::new(0));
-    let (failed, _) = watch::channel(None);
-    let (commits, _) = Commits::start(store.clone(), leases.clone(), watches.clone(), failed);
     let endpoint = Endpoint::server(&Net::Os, identity, server).await.unwrap();
+    let me = Me { member, address: endpoint.local_addr().to_string(), endpoint: endpoint.clone() };
+    let peers = Arc::new(WirePeers::new(endpoint.clone()));
+    let started = Runtime::scope(1, Front::start(me, &storage, peers)).await;
+    let (front, _) = started.unwrap();
     let address = endpoint.local_addr().to_string();
-    let front = Front::new(address.clone(), store, commits, leases, watches);
     tokio::spawn(serve(endpoint, Cutting { front, cuts }));
     address
 }

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::future::pending;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
+mod members;
 mod watches;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -278,10 +279,10 @@ async fn a_directory_of_something_else_is_refused() {
     );
     assert_eq!(fs::read_dir(place.dir()).unwrap().count(), 1, "nothing is left there");
 
-    fs::write(place.dir().join("metastore.redb"), "not a database").unwrap();
+    fs::write(place.dir().join("log.redb"), "not a database").unwrap();
     let refused = place.try_start().await.err().unwrap();
     assert!(matches!(refused, ServerError::NotAMetastore { .. }), "{refused}");
-    assert_eq!(fs::read(place.dir().join("metastore.redb")).unwrap(), b"not a database");
+    assert_eq!(fs::read(place.dir().join("log.redb")).unwrap(), b"not a database");
 }
 
 /// Where a server lives: its directory and certificates.
@@ -314,15 +315,24 @@ impl Place {
     }
 
     async fn try_start(&self) -> Result<MetastoreServer, ServerError> {
-        let config = Config {
+        MetastoreServer::start(self.config()).await
+    }
+
+    /// Starts a member that joins the cluster of another.
+    async fn join(&self, other: &MetastoreServer) -> MetastoreServer {
+        let join = vec![other.address().to_string()];
+        MetastoreServer::start(Config { join, ..self.config() }).await.unwrap()
+    }
+
+    fn config(&self) -> Config {
+        Config {
             dir: self.dir(),
             listen: self.listen.clone(),
             advertise: None,
             join: Vec::new(),
             identity: self.identity(Role::Metastore),
             net: Net::Os,
-        };
-        MetastoreServer::start(config).await
+        }
     }
 
     /// Makes a place with a copy of the file as it is now, while the server runs.
@@ -330,8 +340,9 @@ impl Place {
         let root = TempDir::new().unwrap();
         let copy = Self { root, certs: self.certs.clone(), listen: "127.0.0.1:0".into() };
         fs::create_dir_all(copy.dir()).unwrap();
-        let file = Path::new("metastore.redb");
-        fs::copy(self.dir().join(file), copy.dir().join(file)).unwrap();
+        for file in ["log.redb", "state.redb"] {
+            fs::copy(self.dir().join(file), copy.dir().join(file)).unwrap();
+        }
         copy
     }
 

@@ -15,10 +15,9 @@ pub(super) fn check(file: &Path) -> Result<(), Failure> {
     match file.try_exists() {
         Ok(false) => Ok(()),
         Ok(true) => {
-            let words = format!("{} is there already: name a new file", file.display());
-            Err(Failure::Usage(words))
+            Err(Failure::Failed(format!("{} is there already: name a new file", file.display())))
         }
-        Err(error) => Err(Failure::Usage(format!("cannot look at {}: {error}", file.display()))),
+        Err(error) => Err(unwritable(file, &error)),
     }
 }
 

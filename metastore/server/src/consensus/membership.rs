@@ -1,0 +1,201 @@
+//! Changes who the members are, while they work.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use inkfast_metastore::Error;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::{ChangeMembers, async_runtime::watch::WatchReceiver};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use uuid::Uuid;
+
+use super::types::{Address, NodeId, Types};
+use super::{Consensus, not_leader, unknown};
+
+/// How long a change of the members may take, catching up included.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(50);
+/// How long a member may take to become the leader.
+const TRANSFER_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a leader that stops waits for another.
+const HAND_OVER_DEADLINE: Duration = Duration::from_secs(1);
+/// The pause before a change is tried again that another was in the way of.
+const PAUSE: Duration = Duration::from_millis(50);
+/// The most members: each takes its share of the leader's network.
+const MEMBERS_MAX: usize = 9;
+
+type Change = ChangeMembers<NodeId, Address>;
+
+impl Consensus {
+    /// Makes a member a voter, after it has caught up, or lets the others know its new address.
+    pub(crate) async fn add_member(&self, id: Uuid, address: &str) -> Result<(), Error> {
+        let _changing = self.0.changing.lock().await;
+        let late = Instant::now() + CHANGE_DEADLINE;
+        let (node, address) = (NodeId(id), Address(address.to_owned()));
+        let membership = self.metrics().membership_config.membership().clone();
+        match membership.get_node(&node) {
+            Some(known) if *known != address => {
+                self.change(Change::SetNodes(BTreeMap::from([(node, address)])), late).await?;
+            }
+            Some(_) => {}
+            None if membership.nodes().count() >= MEMBERS_MAX => {
+                let why = format!("there are {MEMBERS_MAX} members already: remove one first");
+                return Err(Error::bad_request(why));
+            }
+            None => {
+                self.change(Change::AddNodes(BTreeMap::from([(node, address)])), late).await?;
+            }
+        }
+        if membership.voter_ids().any(|voter| voter == node) {
+            return Ok(());
+        }
+        self.caught_up(node, late).await?;
+        self.change(Change::AddVoterIds(BTreeSet::from([node])), late).await
+    }
+
+    /// Takes a member out, dead or alive. If it is this one, which leads, another leads first and
+    /// is named in the error [`Error::NotLeader`].
+    pub(crate) async fn remove_member(&self, id: Uuid) -> Result<(), Error> {
+        let changing = self.0.changing.lock().await;
+        let membership = self.metrics().membership_config.membership().clone();
+        let node = NodeId(id);
+        if membership.get_node(&node).is_none() {
+            return Err(unknown_member(id));
+        }
+        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        if voters == BTreeSet::from([node]) {
+            return Err(Error::bad_request("it is the only voter: add another first"));
+        }
+        if id == self.0.id {
+            drop(changing);
+            return Err(not_leader(self.hand_over().await));
+        }
+        let change = if voters.contains(&node) {
+            Change::RemoveVoters(BTreeSet::from([node]))
+        } else {
+            Change::RemoveNodes(BTreeSet::from([node]))
+        };
+        self.change(change, Instant::now() + CHANGE_DEADLINE).await
+    }
+
+    /// Makes another voter the leader, and returns when it is.
+    pub(crate) async fn transfer_leader(&self, id: Uuid) -> Result<(), Error> {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        if membership.get_node(&NodeId(id)).is_none() {
+            return Err(unknown_member(id));
+        }
+        if !membership.voter_ids().any(|voter| voter == NodeId(id)) {
+            return Err(Error::bad_request(format!("{id} is no voter and cannot lead")));
+        }
+        if metrics.current_leader == Some(NodeId(id)) {
+            return Ok(());
+        }
+        if metrics.current_leader != Some(NodeId(self.0.id)) {
+            return Err(not_leader(self.leader_address()));
+        }
+        let late = Instant::now() + TRANSFER_DEADLINE;
+        self.caught_up(NodeId(id), late).await?;
+        self.transferred(id, late).await
+    }
+
+    /// Lets another voter lead if there is one, and returns its address.
+    pub(super) async fn hand_over(&self) -> Option<Address> {
+        let metrics = self.metrics();
+        let replication = metrics.replication.as_ref()?;
+        let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
+        let others =
+            replication.iter().filter(|(id, _)| voters.contains(id) && **id != NodeId(self.0.id));
+        let (NodeId(best), _) = others.max_by_key(|(_, matched)| **matched)?;
+        let late = Instant::now() + HAND_OVER_DEADLINE;
+        if let Err(error) = self.transferred(*best, late).await {
+            tracing::info!(%error, "nobody else leads yet");
+        }
+        self.leader_address()
+    }
+
+    async fn transferred(&self, id: Uuid, late: Instant) -> Result<(), Error> {
+        let stopping = |_| Error::unavailable("it is stopping");
+        self.0.raft.trigger().transfer_leader(NodeId(id)).await.map_err(stopping)?;
+        let mut metrics = self.0.raft.metrics();
+        let wait = async {
+            while metrics.borrow_watched().current_leader != Some(NodeId(id)) {
+                if metrics.changed().await.is_err() {
+                    return Err(Error::unavailable("it is stopping"));
+                }
+            }
+            Ok(())
+        };
+        timeout_at(late, wait).await.unwrap_or_else(|_| {
+            Err(Error::unavailable(format!("{id} has not become the leader: does it answer?")))
+        })
+    }
+
+    pub(super) fn leader_address(&self) -> Option<Address> {
+        let metrics = self.metrics();
+        let leader = metrics.current_leader.filter(|leader| *leader != NodeId(self.0.id))?;
+        metrics.membership_config.membership().get_node(&leader).cloned()
+    }
+
+    /// Waits until a member has nearly all of the log.
+    async fn caught_up(&self, node: NodeId, late: Instant) -> Result<(), Error> {
+        /// How far it may be behind: what is written while one call is under way.
+        const BEHIND_MAX: u64 = 1000;
+        let mut metrics = self.0.raft.metrics();
+        let wait = async {
+            loop {
+                let behind = {
+                    let metrics = metrics.borrow_watched();
+                    let Some(replication) = &metrics.replication else {
+                        return Err(not_leader(None));
+                    };
+                    let matched = replication.get(&node).copied().flatten();
+                    matched.map(|id| metrics.last_log_index.unwrap_or(0).saturating_sub(id.index))
+                };
+                if behind.is_some_and(|behind| behind <= BEHIND_MAX) {
+                    return Ok(());
+                }
+                if metrics.changed().await.is_err() {
+                    return Err(Error::unavailable("it is stopping"));
+                }
+            }
+        };
+        timeout_at(late, wait).await.unwrap_or_else(|_| {
+            Err(Error::unavailable(format!("{node} has not caught up: does it answer?")))
+        })
+    }
+
+    /// Commits a change of the members, after those that are under way.
+    async fn change(&self, change: Change, late: Instant) -> Result<(), Error> {
+        loop {
+            let left = late.saturating_duration_since(Instant::now());
+            let raft = self.0.raft.clone();
+            let changed = timeout(left, raft.change_membership(change.clone(), false)).await;
+            let Ok(changed) = changed else {
+                return Err(unknown("no majority has taken the change of the members".into()));
+            };
+            match changed {
+                Ok(_) => return Ok(()),
+                Err(error) if in_the_way(&error) => sleep(PAUSE).await,
+                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(elsewhere))) => {
+                    return Err(not_leader(elsewhere.leader_node));
+                }
+                Err(error) => return Err(unknown(error.to_string())),
+            }
+        }
+    }
+}
+
+/// Whether the change may be made a little later.
+fn in_the_way(error: &RaftError<Types, ClientWriteError<Types>>) -> bool {
+    use ChangeMembershipError::{InProgress, UncommittedLeaderLog};
+    matches!(
+        error,
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(
+            InProgress(_) | UncommittedLeaderLog(_)
+        ))
+    )
+}
+
+fn unknown_member(id: Uuid) -> Error {
+    Error::bad_request(format!("no member has the id {id}; the status lists those that there are"))
+}

@@ -1,0 +1,75 @@
+//! Becoming a member of a cluster, and staying known to the others.
+
+use std::time::Duration;
+
+use inkfast_metastore::MemberInfo;
+use inkfast_metastore::{Metastore, RemoteMetastore};
+use inkfast_wire::Endpoint;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use crate::consensus::Consensus;
+use crate::service::Me;
+use crate::storage::{Beginning, Storage};
+use crate::{Config, Error, rows};
+
+/// How long a new member tries to join.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// The pause between two attempts to tell the others a new address.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long one of these attempts may take.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Decides what an empty directory becomes. A member that is to join learns first what it joins.
+pub(crate) async fn beginning(config: &Config) -> Result<Beginning, Error> {
+    let dir = config.dir.clone();
+    let known = spawn_blocking(move || Storage::member_of(&dir)).await;
+    if known.map_err(rows::state_error)??.is_some() || config.join.is_empty() {
+        return Ok(Beginning::Found);
+    }
+    let endpoint = Endpoint::client(&config.net, &config.identity, Uuid::new_v4(), None)?;
+    let members = RemoteMetastore::new(&endpoint, config.join.clone(), JOIN_TIMEOUT);
+    let cluster = members.cluster().await.map_err(|error| Error::Join(error.to_string()))?;
+    endpoint.close("its cluster is known").await;
+    Ok(Beginning::Join { cluster })
+}
+
+/// Lets the cluster of the members at these addresses, if there are any, make this member a voter,
+/// unless it is one. Returns when it is.
+pub(crate) async fn join(
+    me: &Me,
+    consensus: &Consensus,
+    members: Vec<String>,
+) -> Result<(), Error> {
+    let voter = |member: &MemberInfo| member.voter && member.id == me.member.id;
+    if members.is_empty() || consensus.standing().members.iter().any(voter) {
+        return Ok(());
+    }
+    let members = RemoteMetastore::new(&me.endpoint, members, JOIN_TIMEOUT);
+    members.add_member(&me.address).await.map_err(|error| Error::Join(error.to_string()))
+}
+
+/// Tells the others where this member is now, if they know another address. Tries until it has
+/// succeeded: without it they cannot reach it.
+pub(crate) async fn announce(me: Me, consensus: Consensus) {
+    loop {
+        let standing = consensus.standing();
+        let (own, others): (Vec<_>, Vec<_>) =
+            standing.members.into_iter().partition(|member| member.id == me.member.id);
+        if own.iter().all(|own| own.address == me.address) {
+            return;
+        }
+        let told = if consensus.leading_term().is_some() {
+            consensus.add_member(me.member.id, &me.address).await
+        } else {
+            let others = others.into_iter().map(|member| member.address).collect();
+            let members = RemoteMetastore::new(&me.endpoint, others, ATTEMPT_TIMEOUT);
+            members.add_member(&me.address).await
+        };
+        if let Err(error) = told {
+            tracing::info!(%error, "the others do not know this member's new address yet");
+        }
+        sleep(PAUSE).await;
+    }
+}

@@ -1,0 +1,136 @@
+//! Histories of many clients while everything happens that may: members that are killed, hang, are
+//! cut off, leave and come back, and leadership that is handed over.
+
+use std::env;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::load::{is_long, until};
+use crate::metastores::Metastores;
+use crate::metastores::loads::Counters;
+use crate::process::Signal;
+use crate::proxy::Direction;
+use crate::random::Random;
+
+const MEMBERS: usize = 3;
+
+/// What happens to a cluster, one thing after the other.
+struct Schedule<'a> {
+    cluster: &'a mut Metastores,
+    random: Random,
+    since: Instant,
+}
+
+#[test]
+fn whatever_happens_history_is_linear() {
+    let time = Duration::from_secs(if is_long() { 300 } else { 20 });
+    let given = env::var("INKFAST_SEED").ok().map(|seed| seed.parse().expect("a seed is a number"));
+    let seed = given.unwrap_or_else(|| {
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        now.as_secs() ^ u64::from(now.subsec_nanos()) << 32
+    });
+    eprintln!("again with INKFAST_SEED={seed}");
+    let mut cluster = Metastores::start_in_network(MEMBERS, 0);
+    let library = cluster.library();
+    let counters = Counters::start(&library, 4);
+    let (random, since) = (Random::new(seed), Instant::now());
+    let mut schedule = Schedule { cluster: &mut cluster, random, since };
+    while schedule.since.elapsed() < time {
+        schedule.go_on();
+    }
+    schedule.end();
+    for unanswered in counters.stop_with_outages() {
+        eprintln!("unanswered: {unanswered}");
+    }
+}
+
+impl Schedule<'_> {
+    /// Does one thing, and undoes it after a while.
+    fn go_on(&mut self) {
+        let happening = self.random.below(7);
+        let member = match happening {
+            // The leader is where most goes wrong.
+            0 | 2 | 4 => self.cluster.leader(),
+            _ => self.random.pick(&[0, 1, 2]),
+        };
+        match happening {
+            0 | 1 => self.kill(member),
+            2 | 3 => self.pause(member),
+            4 => self.cut_off(member),
+            5 => self.remove(member),
+            _ => self.hand_over(member),
+        }
+        // Sometimes the next thing comes before this one is over.
+        if self.random.below(2) == 0 {
+            self.wait(1500);
+        }
+    }
+
+    fn kill(&mut self, member: usize) {
+        self.tell(&format!("{member} is killed"));
+        self.cluster.members[member].kill();
+        self.wait(2000);
+        self.tell(&format!("{member} is started"));
+        self.cluster.members[member].restart();
+    }
+
+    fn pause(&mut self, member: usize) {
+        self.tell(&format!("{member} hangs"));
+        self.cluster.members[member].signal(Signal::Stop);
+        thread::sleep(Duration::from_secs(1));
+        self.wait(2000);
+        self.tell(&format!("{member} wakes"));
+        self.cluster.members[member].signal(Signal::Continue);
+    }
+
+    fn cut_off(&mut self, member: usize) {
+        let directions = [Direction::Inbound, Direction::Outbound, Direction::Both];
+        let direction = self.random.pick(&directions);
+        self.tell(&format!("{member} is cut off: {direction:?}"));
+        self.cluster.network().cut_off(member, direction);
+        thread::sleep(Duration::from_secs(1));
+        self.wait(3000);
+        self.tell("all reach each other");
+        self.cluster.network().heal();
+    }
+
+    fn remove(&mut self, member: usize) {
+        let removed = self.cluster.change("remove-member", member);
+        self.tell(&format!("{member} is removed: {removed}"));
+        assert!(matches!(removed.status, Some(0 | 1)), "{removed}");
+        self.wait(1000);
+        self.add(member);
+    }
+
+    fn add(&mut self, member: usize) {
+        until("added", || {
+            let added = self.cluster.change("add-member", member);
+            self.tell(&format!("{member} is added: {added}"));
+            assert!(matches!(added.status, Some(0 | 1)), "{added}");
+            added.status == Some(0)
+        });
+    }
+
+    fn hand_over(&mut self, member: usize) {
+        let handed_over = self.cluster.change("transfer-leader", member);
+        self.tell(&format!("{member} is to lead: {handed_over}"));
+        assert!(matches!(handed_over.status, Some(0 | 1)), "{handed_over}");
+    }
+
+    /// Leaves the cluster as it was.
+    fn end(mut self) {
+        (0..MEMBERS).for_each(|member| self.add(member));
+        self.tell("all are to be well");
+        self.cluster.wait_all_settled();
+        self.tell("all are well");
+    }
+
+    /// Waits for up to this time.
+    fn wait(&mut self, milliseconds_max: u64) {
+        thread::sleep(Duration::from_millis(self.random.below(milliseconds_max)));
+    }
+
+    fn tell(&self, what: &str) {
+        eprintln!("{:7.3} s: {what}", self.since.elapsed().as_secs_f64());
+    }
+}
