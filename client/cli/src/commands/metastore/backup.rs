@@ -39,7 +39,9 @@ pub(super) async fn run(store: &RemoteMetastore, file: &Path) -> Result<(), Fail
 /// Writes down all pieces and returns how many bytes they have.
 async fn receive(backup: &mut Backup, part: &Path) -> Result<u64, Failure> {
     let unwritable = |error| unwritable(part, &error);
-    let mut file = File::create(part).await.map_err(unwritable)?;
+    let mut new = File::options();
+    new.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = new.open(part).await.map_err(unwritable)?;
     let mut bytes = 0;
     while let Some(piece) = backup.next().await.map_err(failure)? {
         file.write_all(&piece).await.map_err(unwritable)?;
