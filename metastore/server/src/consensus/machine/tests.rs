@@ -190,7 +190,7 @@ async fn memory_is_bounded_and_a_restart_is_short() {
     let left = Storage::open_directory(killed.path(), Beginning::Found).unwrap();
     let opened = began.elapsed();
     let lost = left.store.applied().await.unwrap().last_log_id.map_or(0, |last| last.index);
-    println!(
+    eprintln!(
         "{keys} keys: applied in {applied:?}, file {file_mib} MiB, memory {memory} to {most} MiB, \
          copied in {copied:?}, after a kill open in {opened:?}, {} to apply again",
         keys - 1 - lost
@@ -198,11 +198,12 @@ async fn memory_is_bounded_and_a_restart_is_short() {
     assert!(keys - 1 - lost < 5000);
     if long {
         assert!(most < 300, "{most} MiB");
-        assert!(opened < Duration::from_secs(2), "{opened:?}");
+        // Without redb's own assertions, which walk the whole file.
+        assert!(cfg!(debug_assertions) || opened < Duration::from_secs(1), "{opened:?}");
     }
 }
 
 fn resident_mib() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096 >> 20
+    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() / 256
 }
