@@ -107,6 +107,17 @@ fn a_read_to_be_sent_has_so_many_bytes_and_at_least_one_entry() {
     });
 }
 
+#[tokio::test]
+async fn what_is_not_on_disk_is_read_from_memory_however_much_it_is() {
+    let files = TestFiles::default();
+    let mut log = Storage::open(files, Executor::Threads, Beginning::Found).unwrap().log;
+    for index in 0..150 {
+        log.append([large(index, 200_000)], IOFlushed::noop()).await.unwrap();
+        let read = log.try_get_log_entries(index.saturating_sub(60)..).await.unwrap();
+        assert_eq!(read.len() as u64, index.min(60) + 1, "at {index}");
+    }
+}
+
 /// Readers see no hole and no entry of another place while the log is cut at both ends.
 #[tokio::test]
 async fn reads_are_whole_while_the_log_is_cut() {
