@@ -218,6 +218,9 @@ fn config() -> Result<openraft::Config, StateError> {
         max_in_snapshot_log_to_keep: KEPT_ENTRIES,
         replication_lag_threshold: SNAPSHOT_ENTRIES + KEPT_ENTRIES,
         backoff: "20ms 50ms 100ms ..300ms".into(),
+        // A restarted member leads only when it is elected anew. What it has applied may be older than
+        // what it answered before, and it may have sent entries that it has not on disk itself.
+        enable_leader_restore: Some(false),
         ..openraft::Config::default()
     };
     config.validate().map_err(|error| StateError(error.to_string()))
