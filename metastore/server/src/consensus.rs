@@ -18,6 +18,8 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
 use openraft::{RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 use uuid::Uuid;
 
 pub(crate) mod codec;
@@ -29,6 +31,7 @@ mod peer;
 pub(crate) mod types;
 
 use crate::Storage;
+use log::Log;
 use machine::Machine;
 use network::{Network, Peers};
 use peer::Receiving;
@@ -46,6 +49,9 @@ const ELECTION_MS: (u64, u64) = (250, 500);
 const SNAPSHOT_ENTRIES: u64 = 20_000;
 /// How many entries are kept after that for followers that are a little behind.
 const KEPT_ENTRIES: u64 = 5_000;
+/// The same, whatever the count, after so many bytes, looked for now and then.
+const SNAPSHOT_BYTES: usize = 256 << 20;
+const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 /// The most entries in one call to a member.
 const PAYLOAD_ENTRIES: u64 = 1024;
 /// The most bytes of proposals that wait for their answer; more wait for room.
@@ -67,6 +73,8 @@ struct Inner {
     /// Held while the members change, one change at a time.
     changing: tokio::sync::Mutex<()>,
     receiving: Receiving,
+    /// What goes on beside: it ends with this.
+    _beside: JoinSet<()>,
 }
 
 /// What a member knows of the consensus at a moment.
@@ -97,7 +105,9 @@ impl Consensus {
             raft.initialize(first).await.map_err(|error| StateError(error.to_string()))?;
         }
         let (confirming, waiting) = mpsc::channel(CONFIRMING_MAX);
-        tokio::spawn(confirm_all(raft.clone(), waiting));
+        let mut beside = JoinSet::new();
+        beside.spawn(confirm_all(raft.clone(), waiting));
+        beside.spawn(bound_log(raft.clone(), storage.log.clone()));
         Ok(Self(Arc::new(Inner {
             raft,
             id,
@@ -105,6 +115,7 @@ impl Consensus {
             confirming,
             changing: tokio::sync::Mutex::new(()),
             receiving: Receiving::new(storage.store.clone()),
+            _beside: beside,
         })))
     }
 
@@ -224,6 +235,25 @@ fn config() -> Result<openraft::Config, StateError> {
         ..openraft::Config::default()
     };
     config.validate().map_err(|error| StateError(error.to_string()))
+}
+
+/// Cuts the log off behind the state when it has grown by many bytes.
+async fn bound_log(raft: Raft, log: Log) {
+    loop {
+        sleep(SNAPSHOT_INTERVAL).await;
+        if log.grown_bytes() < SNAPSHOT_BYTES {
+            continue;
+        }
+        let done = raft.metrics().borrow_watched().snapshot;
+        if raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+        let newer = raft.wait(None).metrics(|metrics| metrics.snapshot > done, "a snapshot").await;
+        let Ok(RaftMetrics { snapshot: Some(snapshot), .. }) = newer else { return };
+        if raft.trigger().purge_log(snapshot.index).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Asks the others whether this member leads: one round for all that have come meanwhile.

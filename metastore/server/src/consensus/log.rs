@@ -72,6 +72,8 @@ struct State {
     /// The last entries: all that are not on disk, and some that are.
     recent: VecDeque<Recent>,
     recent_bytes: usize,
+    /// The bytes of entries that were appended since the last purge.
+    grown_bytes: usize,
     /// How many changes were queued, and how many of them are on disk.
     queued: u64,
     synced: u64,
@@ -117,6 +119,7 @@ impl Log {
             entries: found.entries,
             recent: VecDeque::new(),
             recent_bytes: 0,
+            grown_bytes: 0,
             queued: 0,
             synced: 0,
             removals: 0,
@@ -136,6 +139,11 @@ impl Log {
     /// Returns whether nothing was ever logged.
     pub(crate) fn is_empty(&self) -> bool {
         self.shared.state().last.is_none()
+    }
+
+    /// Returns how many bytes of entries were appended since the last purge.
+    pub(crate) fn grown_bytes(&self) -> usize {
+        self.shared.state().grown_bytes
     }
 
     /// Closes the file, when all that is queued is written; whatever comes later fails.
@@ -318,6 +326,7 @@ impl State {
             self.last = Some(entry.log_id);
             let bytes = entry_bytes(entry);
             self.recent_bytes += bytes;
+            self.grown_bytes += bytes;
             self.recent.push_back(Recent { entry: entry.clone(), bytes, queued: self.queued + 1 });
         }
         Ok(Change::Append(entries))
@@ -341,6 +350,7 @@ impl State {
     fn purge(&mut self, upto: LogId) -> Change {
         let first = upto.index + 1;
         self.removals += 1;
+        self.grown_bytes = 0;
         self.purged = self.purged.max(Some(upto));
         self.last = self.last.max(Some(upto));
         self.entries.start = self.entries.start.max(first);
@@ -370,9 +380,10 @@ impl State {
         let recent_start = self.entries.end - self.recent.len() as u64;
         let old = start..end.min(recent_start);
         let (mut recent, mut bytes) = (Vec::new(), 0);
-        for Recent { entry, bytes: more, .. } in &self.recent {
-            if !(start..end).contains(&entry.log_id.index) {
-                continue;
+        let skipped = usize::try_from(start.saturating_sub(recent_start)).unwrap_or(usize::MAX);
+        for Recent { entry, bytes: more, .. } in self.recent.iter().skip(skipped) {
+            if entry.log_id.index >= end {
+                break;
             }
             bytes += more;
             if bytes > bytes_max && !recent.is_empty() {

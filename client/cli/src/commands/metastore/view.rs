@@ -46,7 +46,8 @@ impl View {
             let status = answers.iter().find(|status| status.id == *id);
             MemberView {
                 id: Id(*id),
-                address: address.clone(),
+                // Where it is, it knows before the others.
+                address: status.map_or(address, |status| &status.address).clone(),
                 role: match voter {
                     true if leader.is_some_and(|leader| leader.id == *id) => "leader",
                     true => "follower",
