@@ -74,6 +74,7 @@ use uuid::Uuid;
 
 pub mod conformance;
 mod error;
+pub mod history;
 pub mod leases;
 pub mod limits;
 pub mod memory;
