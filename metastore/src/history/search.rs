@@ -17,9 +17,13 @@ pub(super) struct Search<'a> {
     by_return: Vec<usize>,
     /// Reads, in the order of their calls.
     reads: Vec<usize>,
-    /// Loose units by what they do: of those that do the same the first comes first, since the
-    /// others can do no more.
-    loose: Vec<Vec<usize>>,
+    /// Loose units by what they do. Of those that do the same the first is used first: the others
+    /// can do no more.
+    groups: Vec<Vec<usize>>,
+    /// The groups that can write whatever the versions are.
+    unconditional: Vec<usize>,
+    /// The others, by a key and the version that they want it to have.
+    conditional: BTreeMap<&'a str, BTreeMap<u64, Vec<usize>>>,
     /// The moments at which a key was written for sure.
     writes: BTreeMap<&'a str, Vec<usize>>,
 
@@ -31,19 +35,21 @@ pub(super) struct Search<'a> {
     needed: BTreeMap<(&'a str, u64), BTreeSet<usize>>,
     /// Who is not done and needs a key to be absent, by the revision from which on it does.
     absences: BTreeMap<&'a str, BTreeSet<(u64, usize)>>,
+    /// The moments to which a loose unit may write that needs a key to be absent.
+    absent_before: BTreeMap<&'a str, BTreeSet<usize>>,
 
     /// How to get back, from the last step to the first.
     trail: Vec<Undo<'a>>,
     choices: Vec<Choice<'a>>,
-    /// Places from which there is no way, by their next moment.
-    failed: BTreeMap<usize, Vec<Place<'a>>>,
+    /// Views from which there is no way, and each time the groups that were missed on the way,
+    /// with how many of their units had been used: with as many or more there is none either.
+    failed: BTreeMap<View<'a>, Vec<Vec<(usize, usize)>>>,
     steps: usize,
     /// What was in the way at the moment that is furthest.
     furthest: Option<(usize, Violation)>,
 }
 
-/// How far the walk is. Together with what is done it says all, so two walks in the same place
-/// differ only in the loose units that are left.
+/// How far the walk is.
 #[derive(Clone, Default)]
 struct Place<'a> {
     /// The moment that is next.
@@ -57,9 +63,30 @@ struct Place<'a> {
     /// Reads before it that are not done.
     waiting: Vec<usize>,
     /// The keys that loose units wrote last.
-    hidden: Arc<BTreeMap<&'a str, State>>,
-    /// The loose units that were used.
-    used: Arc<BTreeSet<usize>>,
+    hidden: Arc<BTreeSet<&'a str>>,
+    /// How many units of each group were used.
+    used: Arc<BTreeMap<usize, usize>>,
+}
+
+/// All that the way on depends on, but for the loose units that are left.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct View<'a> {
+    next: usize,
+    revision: u64,
+    waiting: Vec<usize>,
+    /// The keys that are not as they would be without loose units, as far as it matters.
+    other: Vec<(&'a str, Matter)>,
+}
+
+/// What matters of the state of a key until it is written again.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Matter {
+    Nothing,
+    /// That it is absent, or present, for somebody may need it to be absent.
+    Absent,
+    Present,
+    /// The version, which somebody needs.
+    At(u64),
 }
 
 #[derive(Clone, Copy)]
@@ -68,17 +95,20 @@ enum Step {
     Write(usize),
     /// To the next moment, at which nothing has to happen.
     Skip,
-    /// To the next moment, at which this loose unit writes.
+    /// To the next moment, at which a unit of this group writes.
     Fill(usize),
-    /// This loose unit writes before the next moment.
+    /// A unit of this group writes before the next moment.
     Insert(usize),
 }
 
 struct Choice<'a> {
     place: Place<'a>,
+    view: View<'a>,
     trail: usize,
     /// What is still to be tried, from the end.
     steps: Vec<Step>,
+    /// The groups of which one more unit would have been of use, here or on a way from here.
+    missed: BTreeSet<usize>,
 }
 
 enum Undo<'a> {
@@ -98,30 +128,75 @@ impl<'a> Search<'a> {
             model,
             by_return,
             reads: reads.collect(),
-            loose: alike(model),
+            groups: alike(model),
+            unconditional: Vec::new(),
+            conditional: BTreeMap::new(),
             writes: BTreeMap::new(),
             here: Place::default(),
             done: vec![false; model.units.len()],
             store: BTreeMap::new(),
             needed: BTreeMap::new(),
             absences: BTreeMap::new(),
+            absent_before: BTreeMap::new(),
             trail: Vec::new(),
             choices: Vec::new(),
             failed: BTreeMap::new(),
             steps: 0,
             furthest: None,
         };
-        for (number, moment) in model.moments.iter().enumerate() {
-            let writer = moment.writer.map(|writer| &model.units[writer]);
-            let written = writer.into_iter().flat_map(|unit| unit.writes).map(Write::key);
-            for key in written.chain(moment.seen.iter().copied()) {
-                search.writes.entry(key).or_default().push(number);
-            }
-        }
+        search.index_moments();
+        search.index_groups();
         let required = units().filter(|(_, unit)| unit.role != Role::Loose);
         required.for_each(|(number, _)| search.demand(number));
-        model.loose.iter().for_each(|number| search.demand(*number));
         search
+    }
+
+    fn index_moments(&mut self) {
+        for (number, moment) in self.model.moments.iter().enumerate() {
+            let writer = moment.writer.map(|writer| &self.model.units[writer]);
+            let written = writer.into_iter().flat_map(|unit| unit.writes).map(Write::key);
+            for key in written.chain(moment.seen.iter().copied()) {
+                self.writes.entry(key).or_default().push(number);
+            }
+        }
+    }
+
+    fn index_groups(&mut self) {
+        for group in 0..self.groups.len() {
+            let first = self.groups[group][0];
+            let mut facts = self.model.units[first].facts.iter();
+            let version = facts.find_map(|(key, state)| match state {
+                State::At(version) => Some((*key, *version)),
+                _ => None,
+            });
+            let groups = match version {
+                Some((key, version)) => {
+                    self.conditional.entry(key).or_default().entry(version).or_default()
+                }
+                None => &mut self.unconditional,
+            };
+            groups.push(group);
+            self.demand_absences(first);
+        }
+    }
+
+    /// Writes down which keys a loose unit may need to be absent. It stays, whether the unit is
+    /// used or not: what has failed must not depend on that.
+    fn demand_absences(&mut self, number: usize) {
+        let unit = &self.model.units[number];
+        if unit.writes.iter().any(|write| matches!(write, Write::Delete { .. })) {
+            self.demand(number);
+            return;
+        }
+        let is_put = |key: &&str| unit.writes.iter().any(|write| write.key() == *key);
+        for (number, moment) in self.model.moments.iter().enumerate() {
+            if moment.seen.union(&moment.named).any(is_put) {
+                let absent = unit.facts.iter().filter(|(_, state)| *state == State::Absent);
+                for (key, _) in absent {
+                    self.absent_before.entry(key).or_default().insert(number);
+                }
+            }
+        }
     }
 
     /// Walks to the end, and returns how many commits without an answer have happened on the way.
@@ -136,15 +211,19 @@ impl<'a> Search<'a> {
             if self.is_at_end() {
                 return Ok(self.happened());
             }
-            let mut steps = if self.is_known_to_fail() { Vec::new() } else { self.steps() };
-            match steps.pop() {
-                Some(step) => {
-                    if !steps.is_empty() {
-                        let (place, trail) = (self.here.clone(), self.trail.len());
-                        self.choices.push(Choice { place, trail, steps });
-                    }
-                    self.take(step);
-                }
+            let (mut steps, missed) = match self.missed_before() {
+                Some(missed) => (Vec::new(), missed),
+                None => self.steps(),
+            };
+            let step = steps.pop();
+            if !steps.is_empty() {
+                let (place, view, trail) = (self.here.clone(), self.view(), self.trail.len());
+                self.choices.push(Choice { place, view, trail, steps, missed });
+            } else if let Some(choice) = self.choices.last_mut() {
+                choice.missed.extend(missed);
+            }
+            match step {
+                Some(step) => self.take(step),
                 None => self.go_back()?,
             }
         }
@@ -183,19 +262,43 @@ impl<'a> Search<'a> {
 
     fn happened(&self) -> usize {
         let written = self.model.units.iter().filter(|unit| matches!(unit.role, Role::Written(_)));
-        written.filter(|unit| unit.returned == u64::MAX).count() + self.here.used.len()
+        let seen = written.filter(|unit| unit.returned == u64::MAX);
+        seen.count() + self.here.used.values().sum::<usize>()
     }
 
-    /// Whether a walk that had at least what this one has left failed from here.
-    fn is_known_to_fail(&self) -> bool {
-        let here = &self.here;
-        let failed = self.failed.get(&here.next);
-        failed.into_iter().flatten().any(|place| {
-            place.revision == here.revision
-                && place.waiting == here.waiting
-                && place.hidden == here.hidden
-                && place.used.is_subset(&here.used)
-        })
+    /// If a walk from here has failed that had at least what this one has left: what it missed.
+    fn missed_before(&self) -> Option<BTreeSet<usize>> {
+        if self.failed.is_empty() {
+            return None;
+        }
+        let failed = self.failed.get(&self.view())?;
+        let missed = failed
+            .iter()
+            .find(|missed| missed.iter().all(|(group, used)| *used <= self.used(*group)))?;
+        Some(missed.iter().map(|(group, _)| *group).collect())
+    }
+
+    fn view(&self) -> View<'a> {
+        let Place { next, revision, waiting, hidden, .. } = &self.here;
+        let other = hidden.iter().filter_map(|key| {
+            let matter = self.matter(key, self.state(key));
+            (matter != self.matter(key, self.known_state(key))).then_some((*key, matter))
+        });
+        let (other, waiting) = (other.collect(), waiting.clone());
+        View { next: *next, revision: *revision, waiting, other }
+    }
+
+    fn matter(&self, key: &'a str, state: State) -> Matter {
+        match state {
+            State::At(version) if self.matters_at(key, version) => Matter::At(version),
+            _ if !self.may_be_absent(key) => Matter::Nothing,
+            State::Absent => Matter::Absent,
+            State::At(_) | State::Unseen => Matter::Present,
+        }
+    }
+
+    fn used(&self, group: usize) -> usize {
+        self.here.used.get(&group).copied().unwrap_or(0)
     }
 
     fn take(&mut self, step: Step) {
@@ -208,29 +311,28 @@ impl<'a> Search<'a> {
             Step::Write(unit) => {
                 self.store_writes(unit, State::At(self.here.revision));
                 for write in self.model.units[unit].writes {
-                    if self.here.hidden.contains_key(write.key()) {
+                    if self.here.hidden.contains(write.key()) {
                         Arc::make_mut(&mut self.here.hidden).remove(write.key());
                     }
                 }
                 self.finish(unit);
             }
             Step::Skip => {}
-            Step::Fill(unit) => self.take_loose(unit, State::At(self.here.revision)),
-            Step::Insert(unit) => {
+            Step::Fill(group) => self.take_loose(group, State::At(self.here.revision)),
+            Step::Insert(group) => {
                 self.here.revision += 1;
-                self.take_loose(unit, State::Unseen);
+                self.take_loose(group, State::Unseen);
             }
         }
     }
 
-    fn take_loose(&mut self, unit: usize, put: State) {
+    fn take_loose(&mut self, group: usize, put: State) {
+        let used = Arc::make_mut(&mut self.here.used).entry(group).or_default();
+        let unit = self.groups[group][*used];
+        *used += 1;
         self.store_writes(unit, put);
-        let hidden = Arc::make_mut(&mut self.here.hidden);
-        for write in self.model.units[unit].writes {
-            hidden.insert(write.key(), self.store[write.key()]);
-        }
-        Arc::make_mut(&mut self.here.used).insert(unit);
-        self.finish(unit);
+        let written = self.model.units[unit].writes.iter().map(Write::key);
+        Arc::make_mut(&mut self.here.hidden).extend(written);
     }
 
     fn store_writes(&mut self, unit: usize, put: State) {
@@ -259,13 +361,18 @@ impl<'a> Search<'a> {
                     Undo::Stored(key, None) => drop(self.store.remove(key)),
                 }
             }
-            self.here = choice.place.clone();
+            self.here.clone_from(&choice.place);
             if let Some(step) = choice.steps.pop() {
                 self.choices.push(choice);
                 self.take(step);
                 return Ok(());
             }
-            self.failed.entry(choice.place.next).or_default().push(choice.place);
+            let used = |group: &usize| (*group, self.used(*group));
+            let missed = choice.missed.iter().map(used).collect();
+            self.failed.entry(choice.view).or_default().push(missed);
+            if let Some(outer) = self.choices.last_mut() {
+                outer.missed.extend(choice.missed);
+            }
         }
         let nothing = || Violation::new("no order of the operations is right", []);
         Err(self.furthest.take().map_or_else(nothing, |(_, violation)| violation))

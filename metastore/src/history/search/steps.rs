@@ -1,5 +1,7 @@
 //! Which steps are possible at a place, and what is in the way where none is.
 
+use std::collections::BTreeSet;
+
 use super::{Search, Step};
 use crate::history::model::{Moment, Role, State, Unit};
 use crate::history::{Event, Violation};
@@ -7,22 +9,24 @@ use crate::types::Write;
 
 impl<'a> Search<'a> {
     /// Lists the steps that are possible, of which the last is to be tried first: a loose unit is
-    /// used as late as can be.
-    pub(super) fn steps(&mut self) -> Vec<Step> {
+    /// used as late as can be. Lists the groups, too, of which a step is missed because their units
+    /// are used up.
+    pub(super) fn steps(&mut self) -> (Vec<Step>, BTreeSet<usize>) {
         let moment = self.model.moments.get(self.here.next);
         let mut steps = Vec::new();
+        let mut missed = BTreeSet::new();
         if moment.is_none_or(|moment| self.here.revision + 1 < moment.revision) {
-            let useful = self.usable().filter(|unit| self.is_useful(*unit));
-            steps.extend(useful.map(Step::Insert));
+            let useful = self.usable(|unit| self.is_useful(unit), &mut missed);
+            steps.extend(useful.into_iter().map(Step::Insert));
         }
         match moment {
             Some(moment) => match moment.writer {
                 Some(writer) => steps.extend(self.write(writer)),
-                None => self.fill(moment, &mut steps),
+                None => steps.extend(self.fill(moment, &mut missed)),
             },
             None => self.note_blocked(None),
         }
-        steps
+        (steps, missed)
     }
 
     /// Whether all that was answered before the unit's call is done.
@@ -62,51 +66,81 @@ impl<'a> Search<'a> {
         None
     }
 
-    /// Adds the steps to a moment whose writer is not known.
-    fn fill(&mut self, moment: &Moment<'a>, steps: &mut Vec<Step>) {
-        let fills = |unit: &usize| {
+    /// Lists the steps to a moment whose writer is not known.
+    fn fill(&mut self, moment: &Moment<'a>, missed: &mut BTreeSet<usize>) -> Vec<Step> {
+        let fits = |unit: &Unit<'a>| {
             let puts = |key: &&str| {
-                let mut writes = self.model.units[*unit].writes.iter();
+                let mut writes = unit.writes.iter();
                 writes.any(|write| matches!(write, Write::Put { key: put, .. } if put == key))
             };
             let is_of_use =
-                !moment.seen.is_empty() || moment.named.iter().any(puts) || self.is_useful(*unit);
-            // Revision 0 is that of the empty store.
-            is_of_use && moment.seen.iter().all(puts) && moment.revision > 0
+                !moment.seen.is_empty() || moment.named.iter().any(puts) || self.is_useful(unit);
+            is_of_use && moment.seen.iter().all(puts)
         };
-        let before = steps.len();
-        steps.extend(self.usable().filter(fills).map(Step::Fill));
+        // Revision 0 is that of the empty store.
+        let groups = if moment.revision > 0 { self.usable(fits, missed) } else { Vec::new() };
+        let mut steps = groups.into_iter().map(Step::Fill).collect::<Vec<_>>();
         let Some(key) = moment.seen.first() else {
             steps.push(Step::Skip);
-            return;
+            return steps;
         };
-        if steps.len() == before {
+        if steps.is_empty() {
             let what = format!("nobody can have written {key:?} at {}", moment.revision);
             let reader = self.needed.get(&(*key, moment.revision)).and_then(|units| units.first());
             self.note(what, [reader.map(|reader| self.model.units[*reader].event)]);
         }
+        steps
     }
 
-    /// Returns the loose units that can write here, one of those that do the same.
-    fn usable(&self) -> impl Iterator<Item = usize> {
-        let first = |group: &Vec<usize>| group.iter().copied().find(|unit| !self.done[*unit]);
-        let units = self.loose.iter().filter_map(first);
-        units.filter(|unit| {
-            self.may_be_next(*unit)
-                && self.wrong_fact(&self.model.units[*unit]).is_none()
-                && self.spoilt(*unit).is_none()
-        })
+    /// Returns the groups of which a unit can write here, if it fits.
+    fn usable(&self, fits: impl Fn(&Unit<'a>) -> bool, missed: &mut BTreeSet<usize>) -> Vec<usize> {
+        let conditional = self.conditional.iter().filter_map(|(key, groups)| {
+            let State::At(version) = self.state(key) else { return None };
+            groups.get(&version)
+        });
+        let mut usable = Vec::new();
+        for group in conditional.flatten().chain(&self.unconditional) {
+            let units = &self.groups[*group];
+            let first = &self.model.units[units[0]];
+            if !self.may_be_next(units[0])
+                || self.wrong_fact(first).is_some()
+                || !fits(first)
+                || self.spoilt(units[0]).is_some()
+            {
+                continue;
+            }
+            if units.get(self.used(*group)).is_some_and(|unit| self.may_be_next(*unit)) {
+                usable.push(*group);
+            } else {
+                missed.insert(*group);
+            }
+        }
+        usable
     }
 
     /// Whether a loose unit removes a key which is there, and which may have to be absent before
     /// it is written again.
-    fn is_useful(&self, unit: usize) -> bool {
-        self.model.units[unit].writes.iter().any(|write| {
-            let Write::Delete { key } = write else { return false };
-            let absent = self.absences.get(key.as_str()).and_then(|units| units.first());
-            self.state(key) != State::Absent
-                && absent.is_some_and(|(since, _)| *since < self.written_next(key))
+    fn is_useful(&self, unit: &Unit<'_>) -> bool {
+        unit.writes.iter().any(|write| match write {
+            Write::Delete { key } => self.state(key) != State::Absent && self.may_be_absent(key),
+            Write::Put { .. } => false,
         })
+    }
+
+    /// Whether somebody may need a key to be absent before it is written again.
+    pub(super) fn may_be_absent(&self, key: &str) -> bool {
+        let next = self.written_next(key);
+        let absent = self.absences.get(key).and_then(|units| units.first());
+        let moments = self.absent_before.get(key);
+        let moment = moments.and_then(|moments| moments.range(self.here.next..).next());
+        absent.is_some_and(|(since, _)| *since < next)
+            || moment.is_some_and(|moment| self.model.moments[*moment].revision <= next)
+    }
+
+    /// Whether somebody may need a key at a version.
+    pub(super) fn matters_at(&self, key: &'a str, version: u64) -> bool {
+        self.needed.get(&(key, version)).is_some_and(|units| !units.is_empty())
+            || self.conditional.get(key).is_some_and(|groups| groups.contains_key(&version))
     }
 
     /// Returns the revision at which the next write to a key is known.
@@ -125,7 +159,7 @@ impl<'a> Search<'a> {
         })
     }
 
-    fn state(&self, key: &str) -> State {
+    pub(super) fn state(&self, key: &str) -> State {
         self.store.get(key).copied().unwrap_or(State::Absent)
     }
 
@@ -159,10 +193,24 @@ impl<'a> Search<'a> {
 
     /// Returns the last write to a key that is known to have been.
     fn last_writer(&self, key: &str) -> Option<&'a Event> {
+        Some(self.model.units[self.last_written(key)?.writer?].event)
+    }
+
+    /// Returns the state of a key if no loose unit has written it since the last known write.
+    pub(super) fn known_state(&self, key: &str) -> State {
+        let Some(moment) = self.last_written(key) else { return State::Absent };
+        let writer = moment.writer.map(|writer| &self.model.units[writer]);
+        let is_removal =
+            |write: &Write| matches!(write, Write::Delete { key: other } if other == key);
+        match writer {
+            Some(unit) if unit.writes.iter().any(is_removal) => State::Absent,
+            _ => State::At(moment.revision),
+        }
+    }
+
+    fn last_written(&self, key: &str) -> Option<&'a Moment<'a>> {
         let moments = self.writes.get(key)?;
         let next = moments.partition_point(|moment| *moment < self.here.next);
-        let moment = moments.get(next.checked_sub(1)?)?;
-        let writer = self.model.moments[*moment].writer?;
-        Some(self.model.units[writer].event)
+        self.model.moments.get(*moments.get(next.checked_sub(1)?)?)
     }
 }

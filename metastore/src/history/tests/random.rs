@@ -318,35 +318,49 @@ async fn long_runs_are_quick_to_check() {
 #[tokio::test(start_paused = true)]
 async fn experiment() {
     for loss in [5, 10, 30] {
-    for bug in [None, Some(Bug::AnswersFromCache), Some(Bug::ForgetsWrites), Some(Bug::IgnoresConditions), Some(Bug::RepeatsWrites)] {
-    for seed in 0..4 {
-        let store = Arc::new(Far { bug: None, ..Far::new(loss) });
-        let other = Arc::clone(&store.store);
-        let busy = tokio::spawn(async move {
-            for number in 0_u64.. {
-                other.commit(Transaction::new().put("other", number.to_string())).await.unwrap();
-                sleep(Duration::from_millis(fastrand::u64(..WAY_MAX_MS))).await;
+        for bug in [
+            None,
+            Some(Bug::AnswersFromCache),
+            Some(Bug::ForgetsWrites),
+            Some(Bug::IgnoresConditions),
+            Some(Bug::RepeatsWrites),
+        ] {
+            for seed in 0..4 {
+                let store = Arc::new(Far { bug: None, ..Far::new(loss) });
+                let other = Arc::clone(&store.store);
+                let busy = tokio::spawn(async move {
+                    for number in 0_u64.. {
+                        other
+                            .commit(Transaction::new().put("other", number.to_string()))
+                            .await
+                            .unwrap();
+                        sleep(Duration::from_millis(fastrand::u64(..WAY_MAX_MS))).await;
+                    }
+                });
+                let history = run(store.clone(), seed, 16, 10_000).await;
+                // The bug shows at the end only.
+                let store = Arc::new(Far { bug, store: store.store.clone(), ..Far::new(loss) });
+                let events = history.lock().events.len();
+                fastrand::seed(seed);
+                let driven = (0..8).map(|client| {
+                    let (store, history) = (Arc::clone(&store), history.clone());
+                    tokio::spawn(async move {
+                        let stop = || history.lock().events.len() >= events + 300;
+                        drive(&*store, &history, "test/", 17 + seed ^ client << 32, stop).await;
+                    })
+                });
+                for client in driven.collect::<Vec<_>>() {
+                    client.await.unwrap();
+                }
+                let before = std::time::Instant::now();
+                let result = history.check();
+                let text = match &result {
+                    Ok(s) => format!("{s:?}"),
+                    Err(e) => e.to_string().replace('\n', ";"),
+                };
+                println!("loss {loss} {bug:?} seed {seed} {:?} {text}", before.elapsed());
+                busy.abort();
             }
-        });
-        let history = run(store.clone(), seed, 16, 10_000).await;
-        // The bug shows at the end only.
-        let store = Arc::new(Far { bug, store: store.store.clone(), ..Far::new(loss) });
-        let events = history.lock().events.len();
-        fastrand::seed(seed);
-        let driven = (0..8).map(|client| {
-            let (store, history) = (Arc::clone(&store), history.clone());
-            tokio::spawn(async move {
-                let stop = || history.lock().events.len() >= events + 300;
-                drive(&*store, &history, "test/", 17 + seed ^ client << 32, stop).await;
-            })
-        });
-        for client in driven.collect::<Vec<_>>() {
-            client.await.unwrap();
         }
-        let before = std::time::Instant::now();
-        let result = history.check();
-        let text = match &result { Ok(s) => format!("{s:?}"), Err(e) => e.to_string().replace('\n', ";") };
-        println!("loss {loss} {bug:?} seed {seed} {:?} {text}", before.elapsed());
-        busy.abort();
-    }}}
+    }
 }
