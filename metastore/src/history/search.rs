@@ -11,7 +11,7 @@ use crate::types::Write;
 mod steps;
 
 /// A walk through a model. What is behind it is in an order that is right.
-pub(super) struct Search<'a> {
+struct Search<'a> {
     model: &'a Model<'a>,
     /// Writes with an answer and reads, in the order of their answers.
     by_return: Vec<usize>,
@@ -24,9 +24,13 @@ pub(super) struct Search<'a> {
     unconditional: Vec<usize>,
     /// The others, by a key and the version that they want it to have.
     conditional: BTreeMap<&'a str, BTreeMap<u64, Vec<usize>>>,
+    /// The moments at which a key may have been written, by nobody knows whom.
+    mentioned: BTreeMap<&'a str, Vec<usize>>,
     /// The moments at which a key was written for sure.
     writes: BTreeMap<&'a str, Vec<usize>>,
 
+    /// Whether there are as many units of each group as one likes.
+    unlimited: bool,
     here: Place<'a>,
     done: Vec<bool>,
     /// The keys that were written.
@@ -116,8 +120,20 @@ enum Undo<'a> {
     Stored(&'a str, Option<State>),
 }
 
+/// Looks for an order of all units, and returns how many commits without an answer are in it.
+pub(super) fn search(model: &Model<'_>) -> Result<usize, Failure> {
+    // What can take long is to try which of many has done what. Mostly a violation is one even if
+    // each of them could have done it any number of times, which is quickly found.
+    if !model.loose.is_empty()
+        && let Err(Failure::Violation(violation)) = Search::new(model, true).run()
+    {
+        return Err(violation.into());
+    }
+    Search::new(model, false).run()
+}
+
 impl<'a> Search<'a> {
-    pub(super) fn new(model: &'a Model<'a>) -> Self {
+    fn new(model: &'a Model<'a>, unlimited: bool) -> Self {
         let units = || model.units.iter().enumerate();
         let is_read = |unit: &Unit<'_>| matches!(unit.role, Role::Read(_));
         let reads = units().filter(|(_, unit)| is_read(unit)).map(|(number, _)| number);
@@ -131,7 +147,9 @@ impl<'a> Search<'a> {
             groups: alike(model),
             unconditional: Vec::new(),
             conditional: BTreeMap::new(),
+            mentioned: BTreeMap::new(),
             writes: BTreeMap::new(),
+            unlimited,
             here: Place::default(),
             done: vec![false; model.units.len()],
             store: BTreeMap::new(),
@@ -157,6 +175,9 @@ impl<'a> Search<'a> {
             let written = writer.into_iter().flat_map(|unit| unit.writes).map(Write::key);
             for key in written.chain(moment.seen.iter().copied()) {
                 self.writes.entry(key).or_default().push(number);
+            }
+            for key in moment.seen.union(&moment.named) {
+                self.mentioned.entry(key).or_default().push(number);
             }
         }
     }
@@ -188,19 +209,19 @@ impl<'a> Search<'a> {
             self.demand(number);
             return;
         }
-        let is_put = |key: &&str| unit.writes.iter().any(|write| write.key() == *key);
-        for (number, moment) in self.model.moments.iter().enumerate() {
-            if moment.seen.union(&moment.named).any(is_put) {
-                let absent = unit.facts.iter().filter(|(_, state)| *state == State::Absent);
-                for (key, _) in absent {
-                    self.absent_before.entry(key).or_default().insert(number);
-                }
+        let absent = || unit.facts.iter().filter(|(_, state)| *state == State::Absent);
+        for write in unit.writes {
+            let moments = self.mentioned.get(write.key()).into_iter().flatten();
+            for (moment, (key, _)) in
+                moments.flat_map(|moment| absent().map(move |fact| (moment, fact)))
+            {
+                self.absent_before.entry(key).or_default().insert(*moment);
             }
         }
     }
 
     /// Walks to the end, and returns how many commits without an answer have happened on the way.
-    pub(super) fn run(mut self) -> Result<usize, Failure> {
+    fn run(mut self) -> Result<usize, Failure> {
         let limit = self.model.units.len() + self.model.moments.len() + SEARCH_STEPS_MAX;
         loop {
             self.steps += 1;
@@ -327,9 +348,10 @@ impl<'a> Search<'a> {
     }
 
     fn take_loose(&mut self, group: usize, put: State) {
-        let used = Arc::make_mut(&mut self.here.used).entry(group).or_default();
-        let unit = self.groups[group][*used];
-        *used += 1;
+        let unit = self.groups[group][self.used(group)];
+        if !self.unlimited {
+            *Arc::make_mut(&mut self.here.used).entry(group).or_default() += 1;
+        }
         self.store_writes(unit, put);
         let written = self.model.units[unit].writes.iter().map(Write::key);
         Arc::make_mut(&mut self.here.hidden).extend(written);

@@ -160,12 +160,17 @@ impl Metastore for Far {
     }
 }
 
-/// Lets clients work until there are so many operations.
-async fn run(store: Arc<dyn Metastore>, seed: u64, clients: u64, operations: usize) -> History {
-    fastrand::seed(seed);
+async fn run(store: Far, seed: u64, clients: u64, operations: usize) -> History {
     let history = History::default();
+    run_on(&history, &Arc::new(store), seed, clients, operations).await;
+    history
+}
+
+/// Lets clients work until there are so many operations.
+async fn run_on(history: &History, store: &Arc<Far>, seed: u64, clients: u64, operations: usize) {
+    fastrand::seed(seed);
     let driven = (0..clients).map(|client| {
-        let (store, history) = (Arc::clone(&store), history.clone());
+        let (store, history) = (Arc::clone(store), history.clone());
         tokio::spawn(async move {
             let stop = || history.lock().events.len() >= operations;
             drive(&*store, &history, "test/", seed ^ client << 32, stop).await;
@@ -174,7 +179,14 @@ async fn run(store: Arc<dyn Metastore>, seed: u64, clients: u64, operations: usi
     for client in driven.collect::<Vec<_>>() {
         client.await.unwrap();
     }
-    history
+}
+
+/// Writes something else to the store now and then.
+async fn bustle(store: Arc<MemoryMetastore>) {
+    for number in 0_u64.. {
+        store.commit(Transaction::new().put("other", number.to_string())).await.unwrap();
+        sleep(Duration::from_millis(fastrand::u64(..WAY_MAX_MS))).await;
+    }
 }
 
 fn accepted(history: &History) -> Summary {
@@ -184,7 +196,7 @@ fn accepted(history: &History) -> Summary {
 #[tokio::test(start_paused = true)]
 async fn runs_without_loss_are_right() {
     for seed in 0..20 {
-        let history = run(Arc::new(Far::new(u32::MAX)), seed, 8, 300).await;
+        let history = run(Far::new(u32::MAX), seed, 8, 300).await;
         let summary = accepted(&history);
         assert!(summary.committed > 50 && summary.conflicts > 10, "{summary:?}");
         assert_eq!(summary.unanswered, 0);
@@ -195,7 +207,7 @@ async fn runs_without_loss_are_right() {
 async fn runs_with_loss_are_right() {
     let mut happened = 0;
     for seed in 0..50 {
-        let summary = accepted(&run(Arc::new(Far::new(10)), seed, 8, 300).await);
+        let summary = accepted(&run(Far::new(10), seed, 8, 300).await);
         assert!(summary.unanswered > 10, "{summary:?}");
         happened += summary.happened;
     }
@@ -205,17 +217,25 @@ async fn runs_with_loss_are_right() {
 #[tokio::test(start_paused = true)]
 async fn others_may_use_the_store() {
     for seed in 0..20 {
-        let store = Arc::new(Far::new(10));
-        let other = Arc::clone(&store.store);
-        let busy = tokio::spawn(async move {
-            for number in 0_u64.. {
-                other.commit(Transaction::new().put("other", number.to_string())).await.unwrap();
-                sleep(Duration::from_millis(fastrand::u64(..WAY_MAX_MS))).await;
-            }
-        });
+        let store = Far::new(10);
+        let others = tokio::spawn(bustle(Arc::clone(&store.store)));
         accepted(&run(store, seed, 8, 300).await);
-        busy.abort();
+        others.abort();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bug_is_found_though_much_may_have_happened_before() {
+    let history = History::default();
+    let store = Arc::new(Far::new(5));
+    let others = tokio::spawn(bustle(Arc::clone(&store.store)));
+    run_on(&history, &store, 3, 8, 4000).await;
+    accepted(&history);
+    let bug = Some(Bug::ForgetsWrites);
+    let store = Arc::new(Far { bug, store: Arc::clone(&store.store), ..Far::new(5) });
+    run_on(&history, &store, 4, 8, 4500).await;
+    others.abort();
+    assert!(matches!(history.check(), Err(Failure::Violation(_))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -230,24 +250,24 @@ async fn bugs_of_a_store_are_found() {
     ];
     for bug in bugs {
         let mut found = 0;
-        for seed in 0..10 {
+        for seed in 0..3 {
             let store = Far { bug: Some(bug), ..Far::new(50) };
-            let history = run(Arc::new(store), seed, 8, 3000).await;
+            let history = run(store, seed, 8, 2000).await;
             match history.check() {
                 Ok(_) => {}
                 Err(Failure::Violation(_)) => found += 1,
                 Err(Failure::Inconclusive) => panic!("{bug:?}, seed {seed} is too hard"),
             }
         }
-        assert_eq!(found, 10, "{bug:?}");
+        assert_eq!(found, 3, "{bug:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_spoilt_answer_is_found() {
     let (mut spoilt, mut found) = (0, 0);
-    for seed in 0..5 {
-        let history = run(Arc::new(Far::new(50)), seed, 4, 400).await;
+    for seed in 0..3 {
+        let history = run(Far::new(50), seed, 4, 300).await;
         let events = history.lock().events.clone();
         for number in 0..events.len() {
             let mut events = events.clone();
@@ -263,8 +283,7 @@ async fn a_spoilt_answer_is_found() {
         }
     }
     // Not all of it matters: what was changed may have been so as well, a moment before or after.
-    println!("{found} of {spoilt}");
-    assert!(spoilt > 1500 && found * 100 > spoilt * 90, "{found} of {spoilt}");
+    assert!(spoilt > 700 && found * 100 > spoilt * 90, "{found} of {spoilt}");
 }
 
 /// Changes the answer of one operation into one that it could have got another time; false if it
@@ -308,59 +327,7 @@ fn spoil(events: &mut [Event], number: usize) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn long_runs_are_quick_to_check() {
-    let history = run(Arc::new(Far::new(200)), 7, 32, 100_000).await;
-    let before = std::time::Instant::now();
+    let history = run(Far::new(200), 7, 32, 20_000).await;
     let summary = accepted(&history);
-    println!("{:?} for {summary:?}", before.elapsed());
-    assert!(summary.happened > 100, "{summary:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn experiment() {
-    for loss in [5, 10, 30] {
-        for bug in [
-            None,
-            Some(Bug::AnswersFromCache),
-            Some(Bug::ForgetsWrites),
-            Some(Bug::IgnoresConditions),
-            Some(Bug::RepeatsWrites),
-        ] {
-            for seed in 0..4 {
-                let store = Arc::new(Far { bug: None, ..Far::new(loss) });
-                let other = Arc::clone(&store.store);
-                let busy = tokio::spawn(async move {
-                    for number in 0_u64.. {
-                        other
-                            .commit(Transaction::new().put("other", number.to_string()))
-                            .await
-                            .unwrap();
-                        sleep(Duration::from_millis(fastrand::u64(..WAY_MAX_MS))).await;
-                    }
-                });
-                let history = run(store.clone(), seed, 16, 10_000).await;
-                // The bug shows at the end only.
-                let store = Arc::new(Far { bug, store: store.store.clone(), ..Far::new(loss) });
-                let events = history.lock().events.len();
-                fastrand::seed(seed);
-                let driven = (0..8).map(|client| {
-                    let (store, history) = (Arc::clone(&store), history.clone());
-                    tokio::spawn(async move {
-                        let stop = || history.lock().events.len() >= events + 300;
-                        drive(&*store, &history, "test/", 17 + seed ^ client << 32, stop).await;
-                    })
-                });
-                for client in driven.collect::<Vec<_>>() {
-                    client.await.unwrap();
-                }
-                let before = std::time::Instant::now();
-                let result = history.check();
-                let text = match &result {
-                    Ok(s) => format!("{s:?}"),
-                    Err(e) => e.to_string().replace('\n', ";"),
-                };
-                println!("loss {loss} {bug:?} seed {seed} {:?} {text}", before.elapsed());
-                busy.abort();
-            }
-        }
-    }
+    assert!(summary.happened > 20, "{summary:?}");
 }

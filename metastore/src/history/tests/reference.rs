@@ -45,7 +45,6 @@ fn agrees_with_the_reference() {
             Err(Failure::Inconclusive) => panic!("seed {seed} is too hard:\n{}", lines()),
         }
     }
-    println!("{legal} legal, of which {happened} with an unanswered write; {illegal} illegal");
     assert!(legal > CASES / 10 && illegal > CASES / 10 && happened > CASES / 20);
 }
 
