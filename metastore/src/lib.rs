@@ -81,6 +81,7 @@ use uuid::Uuid;
 
 pub mod conformance;
 mod error;
+pub mod history;
 pub mod leases;
 pub mod limits;
 mod members;
