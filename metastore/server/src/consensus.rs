@@ -98,8 +98,11 @@ impl Consensus {
     ) -> Result<Self, StateError> {
         let id = storage.member.id;
         let config = Arc::new(config()?);
-        let (log, network) = (storage.log.clone(), Network(peers));
-        let raft = Raft::new(NodeId(id), config, network, log, machine).await.map_err(fatal)?;
+        let (log, network) = (storage.log.clone(), Network::new(peers));
+        let raft =
+            Raft::new(NodeId(id), config, network.clone(), log, machine).await.map_err(fatal)?;
+        // Until it has begun to work, its metrics know of no members.
+        raft.with_raft_state(|_| ()).await.map_err(fatal)?;
         if storage.founds() {
             let first = BTreeMap::from([(NodeId(id), Address(address.to_owned()))]);
             raft.initialize(first).await.map_err(|error| StateError(error.to_string()))?;
