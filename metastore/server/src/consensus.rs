@@ -67,6 +67,7 @@ pub(crate) struct Consensus(Arc<Inner>);
 
 struct Inner {
     raft: Raft,
+    network: Network,
     id: Uuid,
     room: Arc<Semaphore>,
     confirming: mpsc::Sender<oneshot::Sender<Result<(), Error>>>,
@@ -113,6 +114,7 @@ impl Consensus {
         beside.spawn(bound_log(raft.clone(), storage.log.clone()));
         Ok(Self(Arc::new(Inner {
             raft,
+            network,
             id,
             room: Arc::new(Semaphore::new(PROPOSED_BYTES_MAX)),
             confirming,

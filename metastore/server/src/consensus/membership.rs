@@ -31,6 +31,8 @@ impl Consensus {
         let _changing = self.0.changing.lock().await;
         let late = Instant::now() + CHANGE_DEADLINE;
         let (node, address) = (NodeId(id), Address(address.to_owned()));
+        // Before the change, which may need it to be reached.
+        self.0.network.set_address(node, &address);
         let membership = self.metrics().membership_config.membership().clone();
         match membership.get_node(&node) {
             Some(known) if *known != address => {
