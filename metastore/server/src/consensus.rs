@@ -67,6 +67,7 @@ pub(crate) struct Consensus(Arc<Inner>);
 
 struct Inner {
     raft: Raft,
+    network: Network,
     id: Uuid,
     room: Arc<Semaphore>,
     confirming: mpsc::Sender<oneshot::Sender<Result<(), Error>>>,
@@ -98,8 +99,11 @@ impl Consensus {
     ) -> Result<Self, StateError> {
         let id = storage.member.id;
         let config = Arc::new(config()?);
-        let (log, network) = (storage.log.clone(), Network(peers));
-        let raft = Raft::new(NodeId(id), config, network, log, machine).await.map_err(fatal)?;
+        let (log, network) = (storage.log.clone(), Network::new(peers));
+        let raft =
+            Raft::new(NodeId(id), config, network.clone(), log, machine).await.map_err(fatal)?;
+        // Until it has begun to work, its metrics know of no members.
+        raft.with_raft_state(|_| ()).await.map_err(fatal)?;
         if storage.founds() {
             let first = BTreeMap::from([(NodeId(id), Address(address.to_owned()))]);
             raft.initialize(first).await.map_err(|error| StateError(error.to_string()))?;
@@ -110,6 +114,7 @@ impl Consensus {
         beside.spawn(bound_log(raft.clone(), storage.log.clone()));
         Ok(Self(Arc::new(Inner {
             raft,
+            network,
             id,
             room: Arc::new(Semaphore::new(PROPOSED_BYTES_MAX)),
             confirming,
@@ -229,6 +234,9 @@ fn config() -> Result<openraft::Config, StateError> {
         max_in_snapshot_log_to_keep: KEPT_ENTRIES,
         replication_lag_threshold: SNAPSHOT_ENTRIES + KEPT_ENTRIES,
         backoff: "20ms 50ms 100ms ..300ms".into(),
+        // A restarted member leads only when it is elected anew. What it has applied may be older than
+        // what it answered before, and it may have sent entries that it has not on disk itself.
+        enable_leader_restore: Some(false),
         ..openraft::Config::default()
     };
     config.validate().map_err(|error| StateError(error.to_string()))
