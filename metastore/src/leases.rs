@@ -85,3 +85,6 @@ impl Leases {
         Some((ttl, deadline))
     }
 }
+
+#[cfg(test)]
+mod tests;

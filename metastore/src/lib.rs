@@ -4,7 +4,8 @@
 //! A metastore keeps the little that a whole cluster has to agree on. It knows nothing about
 //! ledgers: whoever uses it maps what it has to keep to keys. [`Metastore`] is the contract;
 //! [`RemoteMetastore`] reaches the real one, [`MemoryMetastore`] is one for tests, and
-//! [`conformance`] is the suite that both pass.
+//! [`conformance`] is the suite that both pass. [`history`] checks that what many clients did and saw
+//! at the same time is linearizable.
 //!
 //! # What is promised
 //!
@@ -81,6 +82,7 @@ use uuid::Uuid;
 
 pub mod conformance;
 mod error;
+pub mod history;
 pub mod leases;
 pub mod limits;
 mod members;

@@ -22,7 +22,6 @@ use crate::consensus::machine::Machine;
 use crate::consensus::network::{Peers, is_of_members};
 use crate::consensus::{Consensus, Outcome};
 use crate::member::Member;
-use crate::rows::ReadRows;
 use crate::storage::Storage;
 use crate::store::Store;
 
@@ -69,7 +68,8 @@ impl Front {
         peers: Arc<dyn Peers>,
     ) -> Result<(Self, Consensus), StateError> {
         let store = storage.store.clone();
-        let leases = Arc::new(Mutex::new(store.read(all_leases).await?));
+        let leases =
+            Arc::new(Mutex::new(store.read(|rows| Leases::all(rows, Instant::now())).await?));
         let watches = Watches::new(store.read(state::revision).await?);
         let machine = Machine::new(store.clone(), leases.clone(), watches.clone());
         let consensus = Consensus::start(storage, machine, peers, &me.address).await?;
@@ -313,15 +313,6 @@ impl Front {
             }
         }
     }
-}
-
-/// Gives every lease of the state its whole TTL from now.
-fn all_leases(rows: &ReadRows) -> Result<Leases, StateError> {
-    let mut leases = Leases::default();
-    for lease in state::leases(rows)? {
-        leases.follow(rows, lease, Instant::now())?;
-    }
-    Ok(leases)
 }
 
 impl Service for Front {

@@ -1,6 +1,8 @@
 use super::*;
 use crate::memory::MemoryRows;
 
+const LEASE_TTL: Duration = Duration::from_secs(1);
+
 #[test]
 fn a_retry_gets_the_first_answer_and_changes_nothing() {
     let mut rows = MemoryRows::default();
@@ -95,6 +97,51 @@ fn there_is_an_end_to_leases_and_sequences() {
     let end = Operation::EndLease(lease.expect("the last lease"));
     assert!(answer(&mut rows, command(5, 0, end)).is_ok());
     assert!(answer(&mut rows, command(6, 0, grant())).is_ok());
+}
+
+#[test]
+fn time_never_goes_back() {
+    let mut rows = MemoryRows::default();
+    assert_eq!(time_ms(&rows), Ok(0));
+    for (request, (at, expected)) in (0..).zip([(50, 50), (30, 50), (50, 50), (51, 51)]) {
+        assert_eq!(answer(&mut rows, command(request, at, next_number())), number(request));
+        assert_eq!(time_ms(&rows), Ok(expected));
+    }
+    // Remembered as long as the others, though its own time was earlier.
+    assert_eq!(answer(&mut rows, command(9, 49 + REMEMBERED_MS, next_number())), number(4));
+    assert_eq!(answer(&mut rows, command(1, 49 + REMEMBERED_MS, next_number())), number(1));
+    assert_eq!(answer(&mut rows, command(10, 50 + REMEMBERED_MS, next_number())), number(5));
+    assert_eq!(answer(&mut rows, command(1, 50 + REMEMBERED_MS, next_number())), number(6));
+}
+
+#[test]
+fn a_leap_passes_all_numbers_that_were_given_out() {
+    let mut rows = MemoryRows::default();
+    let lease = LeaseId::new(1);
+    let operations = [
+        next_number(),
+        Operation::GrantLease { ttl: Duration::from_secs(1) },
+        Operation::Commit(Transaction::new().put_leased("key", "1", lease)),
+    ];
+    for (request, operation) in (0..).zip(operations) {
+        answer(&mut rows, command(request, 0, operation)).expect("success");
+    }
+    let (before, keys) = (rows.clone(), get(&rows, "key"));
+    leap(&mut rows).expect("far from the end");
+    assert_eq!(get(&rows, "key"), keys);
+    assert_eq!(leases(&rows), leases(&before));
+    let later = answer(&mut rows, command(10, 0, next_number())).and_then(Answer::sequence);
+    assert_eq!(later, Ok(LEAP + 1..LEAP + 2));
+    let granted = answer(&mut rows, command(11, 0, Operation::GrantLease { ttl: LEASE_TTL }));
+    assert_eq!(granted, Ok(Answer::Granted(LeaseId::new(LEAP + 2))));
+    let put = Operation::Commit(Transaction::new().put("key", "2"));
+    let committed = answer(&mut rows, command(12, 0, put));
+    assert_eq!(committed, Ok(Answer::Committed(Version::new(LEAP + 2))));
+    assert_eq!(answer(&mut rows, command(0, 0, next_number())), number(0), "it is remembered");
+
+    write(&mut rows, &sequence_row("long"), &StoredSequence { next: u64::MAX }).expect("memory");
+    let refused = leap(&mut rows).expect_err("there is no room");
+    assert!(refused.to_string().contains("long"), "{refused}");
 }
 
 fn command(request: u64, time_ms: u64, operation: Operation) -> Command {

@@ -37,6 +37,28 @@ fn an_idle_watch_keeps_up_with_what_is_forgotten() {
 }
 
 #[test]
+fn who_is_behind_another_state_is_told_so() {
+    let watches = Watches::new(version(0));
+    let mut told = watches.watch("a", version(0), version(0)).unwrap();
+    let mut behind = watches.watch("a", version(0), version(0)).unwrap();
+    watches.publish(vec![change(1, "a")], version(1));
+    assert_eq!(ready(&mut told).changes.len(), 1);
+    let mut ahead = watches.watch("a", version(5), version(5)).unwrap();
+    watches.reset(version(5));
+    assert_eq!(told.seen(), version(1), "what it was not told is not seen");
+    for watcher in [&mut told, &mut behind] {
+        for _ in 0..2 {
+            assert_eq!(poll(watcher), Poll::Ready(Err(Error::Compacted)));
+        }
+    }
+    assert!(matches!(watches.watch("a", version(4), version(5)), Err(Error::Compacted)));
+    assert_eq!(poll(&mut ahead), Poll::Pending);
+    assert_eq!(ahead.seen(), version(5));
+    watches.publish(vec![change(6, "a")], version(6));
+    assert_eq!(ready(&mut ahead).changes[0].revision, version(6));
+}
+
+#[test]
 fn only_those_whom_a_change_concerns_are_woken() {
     let watches = Watches::new(version(0));
     let prefixes = ["", "a", "a/", "a/1", "a/1/2", "b", "\u{e9}"];

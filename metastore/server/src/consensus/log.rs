@@ -141,6 +141,11 @@ impl Log {
         self.shared.state().last.is_none()
     }
 
+    /// Returns how many bytes of entries were appended since the last purge.
+    pub(crate) fn grown_bytes(&self) -> usize {
+        self.shared.state().grown_bytes
+    }
+
     /// Closes the file, when all that is queued is written; whatever comes later fails.
     pub(crate) async fn close(&self) {
         // If nothing is written any more, that was said when it happened.

@@ -141,19 +141,7 @@ impl Member {
                 let appended = possible.entries[kept..].to_vec();
                 log.blocking_append(appended).await.is_ok()
             }
-            Step::Snapshot(left) => {
-                let mut builder = self.machine.get_snapshot_builder().await;
-                match builder.build_snapshot().await {
-                    Ok(snapshot) => {
-                        let built = snapshot.meta.last_log_id;
-                        assert_eq!(index_after(built), model.applied);
-                        model.durable = model.applied;
-                        *possible = model.clone();
-                        self.purge(built.and_then(|id| id.index.checked_sub(left)), possible).await
-                    }
-                    Err(_) => false,
-                }
-            }
+            Step::Snapshot(left) => self.snapshot(left, model, possible).await,
             Step::Install(commands) => {
                 possible.term += 1;
                 possible.entries.truncate(model.applied);
@@ -176,6 +164,16 @@ impl Member {
             *model = possible.clone();
         }
         done
+    }
+
+    async fn snapshot(&mut self, left: u64, model: &mut Model, possible: &mut Model) -> bool {
+        let mut builder = self.machine.get_snapshot_builder().await;
+        let Ok(snapshot) = builder.build_snapshot().await else { return false };
+        let built = snapshot.meta.last_log_id;
+        assert_eq!(index_after(built), model.applied);
+        model.durable = model.applied;
+        *possible = model.clone();
+        self.purge(built.and_then(|id| id.index.checked_sub(left)), possible).await
     }
 
     async fn purge(&mut self, upto: Option<u64>, possible: &mut Model) -> bool {

@@ -120,7 +120,9 @@ impl LogFile {
     /// One sync is all that it takes: without a second one, and without a saved map of free pages,
     /// an open after a kill verifies the checksums of the whole file and falls back to the commit
     /// before if the last one is not whole. That is a walk over a file that is small, where the
-    /// state's saves it with a dearer commit.
+    /// state's saves it with a dearer commit. As with every log that is synced once, damage to the
+    /// last commit before a kill cannot be told from a commit that the kill cut short; damage to
+    /// any earlier one is found.
     pub(crate) fn commit(&self, changes: &[Change]) -> Result<(), StateError> {
         let commit = || {
             let mut transaction = self.0.begin_write()?;
