@@ -59,11 +59,11 @@
 //! is {1 `number` uint64, 2 `writes` repeated write}: what it did to the keys of the prefix, no
 //! more than the transaction that did it, so all of it fits a frame.
 //!
-//! A status is {1 `id` bytes, 2 `address` string, 3 `term` uint64, 4 `leader` optional bytes, 5 `log`
-//! optional uint64, 6 `applied` optional uint64, 7 `revision` uint64, 8 `members` repeated {1 `id`
-//! bytes, 2 `address` string, 3 `voter` bool}}, ids of 16 bytes; the words are
-//! [`MemberStatus`](crate::MemberStatus)'s. A piece
-//! of a backup has at most [1 MiB](PIECE_BYTES_MAX).
+//! A status is {1 `id` bytes, 2 `address` string, 3 `term` uint64, 4 `leader` optional bytes,
+//! 5 `log` optional uint64, 6 `applied` optional uint64, 7 `revision` uint64, 8 `members` repeated
+//! {1 `id` bytes, 2 `address` string, 3 `voter` bool}}, ids of 16 bytes;
+//! [`MemberStatus`](crate::MemberStatus) says what they mean. A piece of a backup has at most
+//! [1 MiB](PIECE_BYTES_MAX).
 //!
 //! An entry is {1 `key` string, 2 `value` bytes, 3 `version` uint64, 4 `lease` optional uint64}.
 

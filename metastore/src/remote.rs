@@ -38,6 +38,8 @@ use watch::Watching;
 const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a member has to say what it knows where that is what was asked for.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often those are asked that were named by those who were asked before.
+const STATUS_ROUNDS: usize = 3;
 /// A key that is read to have an answer of the leader.
 const UNUSED_KEY: &str = "leader";
 /// The pause before something is tried again, up to twice as long by chance so that those who wait
@@ -78,7 +80,7 @@ impl RemoteMetastore {
     /// they name. Returns what each said, or why it did not answer within 2 s.
     pub async fn status(&self) -> Vec<(String, Result<MemberStatus, Error>)> {
         let mut all = Vec::<(String, Result<MemberStatus, Error>)>::new();
-        loop {
+        for _ in 0..STATUS_ROUNDS {
             let heard = |address: &str| {
                 all.iter().any(|(asked, answer)| {
                     asked == address || answer.as_ref().is_ok_and(|it| it.address == address)
@@ -92,9 +94,6 @@ impl RemoteMetastore {
                     });
                 }
             }
-            if asked.is_empty() {
-                return all;
-            }
             let mut answers = asked.join_all().await;
             answers.sort_by(|(one, _), (other, _)| one.cmp(other));
             for (address, answer) in answers {
@@ -106,6 +105,7 @@ impl RemoteMetastore {
                 all.push((address, answer.map_err(unavailable)));
             }
         }
+        all
     }
 
     /// Makes the metastore at an address a voter, within 60 s: it has to be of this cluster, and

@@ -170,7 +170,7 @@ impl Question {
 
     async fn exchange(&mut self, member: &Member) -> Result<Reply, WireError> {
         self.connection = None;
-        let connection = self.connection.insert(member.remote().connection().await?);
+        let connection = self.connection.insert(member.connection().await?);
         let unsettled = mem::replace(&mut self.unsettled, true);
         let (answer, stream) = if self.keeps_stream {
             let mut stream = connection.open().await?;

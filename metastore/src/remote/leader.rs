@@ -96,7 +96,9 @@ impl Leader {
         work: impl Future<Output = T>,
     ) -> Option<T> {
         let mut work = pin!(work);
-        if let Ok(done) = timeout(PROBE_AFTER, &mut work).await {
+        // Who was lost may come back, but rather another leads by then.
+        let patience = if member.is_lost() { Duration::ZERO } else { PROBE_AFTER };
+        if let Ok(done) = timeout(patience, &mut work).await {
             return Some(done);
         }
         member.note("no answer yet");

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use inkfast_wire::{Endpoint, Error as WireError, Frame, Remote, Role, Target};
+use inkfast_wire::{Connection, Endpoint, Error as WireError, Frame, Remote, Role, Target};
 
 use crate::error::Error;
 use crate::limits::check_address;
@@ -32,6 +32,8 @@ pub(super) struct Members {
 pub(super) struct Member {
     address: String,
     remote: Remote,
+    /// The last connection that there was.
+    connection: Mutex<Option<Connection>>,
     /// How often in a row it did not answer when it was asked for its status.
     misses: AtomicU32,
     /// What became of the last attempt to have something from it.
@@ -109,6 +111,7 @@ impl Member {
         Arc::new(Self {
             address,
             remote: Remote::new(endpoint, target),
+            connection: Mutex::default(),
             misses: AtomicU32::new(0),
             word: Mutex::new("not asked yet".into()),
         })
@@ -118,8 +121,16 @@ impl Member {
         &self.address
     }
 
-    pub(super) fn remote(&self) -> &Remote {
-        &self.remote
+    /// Gives the connection, and makes it if there is none.
+    pub(super) async fn connection(&self) -> Result<Connection, WireError> {
+        let connection = self.remote.connection().await?;
+        *self.last_connection() = Some(connection.clone());
+        Ok(connection)
+    }
+
+    /// Whether there was a connection, and it is lost.
+    pub(super) fn is_lost(&self) -> bool {
+        self.last_connection().as_ref().is_some_and(Connection::is_closed)
     }
 
     /// Sends it a request, and gives its answer.
@@ -146,7 +157,52 @@ impl Member {
         *self.word.lock().unwrap_or_else(PoisonError::into_inner) = word;
     }
 
+    fn last_connection(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn word(&self) -> Cow<'static, str> {
         self.word.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use inkfast_wire::{Authority, Identity, Net};
+    use tempfile::TempDir;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn few_members_are_learned_and_silent_ones_forgotten() {
+        let certs = TempDir::new().unwrap();
+        let authority = Authority::open_or_create(certs.path(), "test").unwrap();
+        authority.issue(Role::Client, None).unwrap();
+        let identity = Identity::load(certs.path(), Role::Client, None).unwrap();
+        let endpoint = Endpoint::client(&Net::Os, &identity, Uuid::new_v4(), None).unwrap();
+        let members = Members::new(&endpoint, vec!["m:1".into()]);
+
+        assert!(members.at("nowhere").is_none());
+        let learned = members.at("m:2").unwrap();
+        assert!(Arc::ptr_eq(&learned, &members.at("m:2").unwrap()), "it is learned once");
+        for _ in 1..MISSES_MAX {
+            members.note_status(&learned, false);
+        }
+        members.note_status(&learned, true);
+        members.note_status(&learned, false);
+        assert_eq!(members.all().len(), 2, "it has answered in between");
+        for _ in 0..MISSES_MAX {
+            members.note_status(&learned, false);
+            members.note_status(&members.at("m:1").unwrap(), false);
+        }
+        assert_eq!(members.all().len(), 1, "only what was learned is forgotten");
+
+        for port in 1..100 {
+            members.at(&format!("m:{port}")).unwrap();
+        }
+        let all = members.all();
+        assert_eq!((all.len(), all[0].address()), (1 + LEARNED_MAX, "m:1"));
+        assert_eq!(all[LEARNED_MAX].address(), "m:99", "the latest are kept");
     }
 }

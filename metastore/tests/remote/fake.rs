@@ -57,7 +57,7 @@ pub(crate) struct Says {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Requests {
     Answered,
-    /// Carried out, but not answered.
+    /// Answered, but changes are not, though carried out, and backups break off.
     Swallowed,
     Refused(Option<String>),
     Unanswered,
@@ -200,8 +200,9 @@ impl Member {
             Requests::Refused(leader) if !stale => return Err(Error::NotLeader { leader }),
             Requests::Answered | Requests::Swallowed | Requests::Refused(_) => {}
         }
+        let is_change = matches!(request, Request::Change { .. });
         let answer = self.carry_out(request).await;
-        if says == Requests::Swallowed {
+        if is_change && says == Requests::Swallowed {
             pending().await
         }
         answer
@@ -272,6 +273,9 @@ impl Member {
             told = told => told.unwrap_or(Ok(Vec::new()))?,
             error = self.deposed() => return Err(error),
         };
+        if self.says().requests == Requests::Unanswered {
+            pending::<()>().await;
+        }
         if let Some(last) = changes.last() {
             *seen = last.revision;
         }

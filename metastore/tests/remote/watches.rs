@@ -22,11 +22,11 @@ async fn an_idle_watch_moves_when_the_leader_hangs() {
         cluster.elect(1, 2);
         cluster.members[0].hang();
         sleep(SOON).await;
-        assert!(cluster.members[1].requests() > 0, "it has moved in time");
-        cluster.store.commit(put("key")).await.unwrap()
+        (cluster.store.commit(put("key")).await.unwrap(), Instant::now())
     };
-    let (told, version) = tokio::join!(timeout(LONG, watch.next()), changing);
+    let (told, (version, at)) = tokio::join!(timeout(LONG, watch.next()), changing);
     assert_eq!(told.unwrap().unwrap()[0].revision, version);
+    assert!(at.elapsed() < Duration::from_secs(1), "it had moved: {:?}", at.elapsed());
 }
 
 #[tokio::test]
