@@ -19,8 +19,8 @@
 //! also put, create, and compare-and-set of one key.
 //!
 //! *Linearizable.* Each request takes effect at one moment between its call and its answer, and a
-//! read sees every write that was answered before it began. What was answered is on disk: no crash
-//! takes it back.
+//! read sees every write that was answered before it began. What was answered is on disk, of a
+//! majority where there are several members: no crash takes it back.
 //!
 //! *Stale reads* ([`Metastore::get_stale`], [`Metastore::scan_stale`]) are answered by any member,
 //! also one that is cut off, and may be from the past.
@@ -33,8 +33,9 @@
 //!
 //! *Leases.* A key written under a lease vanishes when the lease ends: on request, or when its
 //! holder has not been heard of for the lease's TTL. Leases are **for liveness only**. They end by
-//! the metastore's clock, they live longer when it restarts, and a holder learns late that its
-//! lease has ended. So what must be exclusive is guarded by versions, never by a lease.
+//! the metastore's clock, they live longer when it restarts or another member leads, and a holder
+//! learns late that its lease has ended. So what must be exclusive is guarded by versions, never by
+//! a lease.
 //!
 //! *Sequences.* [`Metastore::next_sequence`] gives out blocks of numbers, each number once.
 //! Numbers may be lost (a block that was given out and never used), never repeated.
