@@ -107,6 +107,9 @@ impl Consensus {
         if storage.founds() {
             let first = BTreeMap::from([(NodeId(id), Address(address.to_owned()))]);
             raft.initialize(first).await.map_err(|error| StateError(error.to_string()))?;
+        } else if raft.voter_ids().eq([NodeId(id)]) {
+            // There is nobody else to wait for.
+            raft.trigger().elect(false).await.map_err(fatal)?;
         }
         let (confirming, waiting) = mpsc::channel(CONFIRMING_MAX);
         let mut beside = JoinSet::new();
