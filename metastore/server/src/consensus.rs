@@ -277,8 +277,8 @@ async fn confirm_all(raft: Raft, mut waiting: mpsc::Receiver<oneshot::Sender<Res
 }
 
 async fn confirm(raft: &Raft) -> Result<(), Error> {
-    let ready = match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-        Ok(linearizer) => linearizer.try_await_ready(raft, Some(CATCH_UP_DEADLINE)).await,
+    let linearizer = match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+        Ok(linearizer) => linearizer,
         Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(elsewhere))) => {
             return Err(not_leader(elsewhere.leader_node));
         }
@@ -287,8 +287,21 @@ async fn confirm(raft: &Raft) -> Result<(), Error> {
         }
         Err(RaftError::Fatal(error)) => return Err(fatal(error).into()),
     };
-    match ready.map_err(fatal)? {
-        Ok(_) => Ok(()),
+    let last = linearizer.read_log_id().index();
+    if linearizer.applied().is_some_and(|applied| applied.index >= last) {
+        return Ok(());
+    }
+    let term = raft.metrics().borrow_watched().current_term;
+    // An entry of a leader that is none any more may never be applied.
+    let applied =
+        |metrics: &RaftMetrics<Types>| metrics.last_applied.map(|id| id.index) >= Some(last);
+    let settled = |metrics: &RaftMetrics<Types>| {
+        let leads = metrics.state == ServerState::Leader && metrics.current_term == term;
+        applied(metrics) || !leads
+    };
+    match raft.wait(Some(CATCH_UP_DEADLINE)).metrics(settled, "what a read has to see").await {
+        Ok(metrics) if applied(&metrics) => Ok(()),
+        Ok(_) => Err(not_leader(None)),
         Err(_) => Err(Error::unavailable("it has not applied yet what was committed before")),
     }
 }

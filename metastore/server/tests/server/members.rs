@@ -55,12 +55,12 @@ async fn leases_and_watches_survive_the_leader() {
 
     let asked = Instant::now();
     keep_alive(&store, &leases).await;
-    println!("{many} keep-alives took {:?}", asked.elapsed());
+    eprintln!("{many} keep-alives took {:?}", asked.elapsed());
     // The first member has founded the cluster, and leads.
     servers.remove(0).stop().await;
     let asked = Instant::now();
     keep_alive(&store, &leases).await;
-    println!("and over the change of the leader {:?}", asked.elapsed());
+    eprintln!("and over the change of the leader {:?}", asked.elapsed());
 
     for prefixes in prefixes.chunks(500) {
         let put = |all: Transaction, prefix| all.put(format!("{prefix}key"), "value");
