@@ -64,6 +64,8 @@ mod joining;
 mod member;
 mod rows;
 mod service;
+#[cfg(test)]
+mod simulation;
 mod snapshot;
 mod storage;
 mod store;
