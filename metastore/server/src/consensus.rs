@@ -45,10 +45,11 @@ const HEARTBEAT_MS: u64 = 100;
 /// A follower that has not heard of a leader for the longer time, and then for a time between the
 /// two by chance, asks to be elected: within a second.
 const ELECTION_MS: (u64, u64) = (250, 500);
-/// A member makes its state durable and forgets log after so many entries.
-const SNAPSHOT_ENTRIES: u64 = 20_000;
+/// A member makes its state durable and forgets log after so many entries. In tests there are few,
+/// so that members also meet snapshots.
+const SNAPSHOT_ENTRIES: u64 = if cfg!(test) { 200 } else { 20_000 };
 /// How many entries are kept after that for followers that are a little behind.
-const KEPT_ENTRIES: u64 = 5_000;
+const KEPT_ENTRIES: u64 = if cfg!(test) { 50 } else { 5_000 };
 /// The same, whatever the count, after so many bytes, looked for now and then.
 const SNAPSHOT_BYTES: usize = 256 << 20;
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);

@@ -68,6 +68,9 @@ pub(crate) trait Peers: Send + Sync + 'static {
         frame: Frame,
         deadline: Duration,
     ) -> Result<Frame, String>;
+
+    /// Asks who is at an address, which only a metastore of this cluster answers. Fails with words.
+    async fn who(&self, address: &str) -> Result<Uuid, String>;
 }
 
 /// Calls over the network, each member over one connection.
@@ -106,6 +109,13 @@ impl Peers for WirePeers {
     ) -> Result<Frame, String> {
         let remote = self.remote(id, address);
         remote.request(frame, deadline).await.map_err(|error| error.to_string())
+    }
+
+    async fn who(&self, address: &str) -> Result<Uuid, String> {
+        let addresses = vec![address.to_owned()];
+        let target = Target { role: Role::Metastore, instance: None, addresses };
+        let connection = Remote::new(&self.endpoint, target).connection().await;
+        connection.map(|connection| connection.peer().instance).map_err(|error| error.to_string())
     }
 }
 
@@ -276,6 +286,7 @@ impl RaftNetworkV2<Types> for Way {
             return Err(StreamingError::Network(NetworkError::new(&why)));
         };
         tokio::select! {
+            biased;
             closed = cancel => Err(closed.into()),
             sent = self.send_snapshot(vote, snapshot.meta.to_message(), view) => {
                 sent.map_err(|error| StreamingError::Unreachable(Unreachable::new(&error)))
