@@ -176,6 +176,11 @@ pub(crate) fn is_long() -> bool {
     env::var_os("INKFAST_LONG").is_some()
 }
 
+/// How often something is done again: once by default.
+pub(crate) fn rounds(long: usize) -> usize {
+    if is_long() { long } else { 1 }
+}
+
 /// Looks until it is so, and panics if that takes too long.
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let since = Instant::now();

@@ -1,7 +1,7 @@
 //! Three processes do what one did, whichever of them is asked.
 
 use crate::cluster::{Client, lines};
-use crate::load::until;
+use crate::load::{rounds, until};
 use crate::metastores::Metastores;
 use crate::metastores::status::Status;
 
@@ -56,7 +56,7 @@ fn two_may_join_at_once() {
 #[test]
 fn a_dead_address_among_those_of_a_client_does_no_harm() {
     let mut cluster = Metastores::start(3, 3);
-    for _ in 0..2 {
+    for _ in 0..rounds(5) {
         let (leader, followers) = (cluster.leader(), cluster.followers());
         // First a follower that dies, then the leader.
         for (dead, live) in [(followers[0], followers[1]), (leader, followers[0])] {

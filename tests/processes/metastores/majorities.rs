@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::cluster::{PLAIN, lines};
-use crate::load::{Load, until};
+use crate::load::{Load, rounds, until};
 use crate::metastores::Metastores;
 use crate::metastores::loads::{Counters, Creations, assert_known};
 
@@ -44,7 +44,7 @@ fn followers_may_die_one_after_the_other() {
     let library = cluster.library();
     let creations = Creations::start(&library, 2);
     let counters = Counters::start(&library, 2);
-    for _ in 0..3 {
+    for _ in 0..rounds(5) {
         for follower in cluster.followers() {
             cluster.members[follower].kill();
             creations.go_on(20);
@@ -62,7 +62,7 @@ fn one_that_is_alone_may_die_under_load() {
     let library = cluster.library();
     let creations = Creations::start(&library, 2);
     let counters = Counters::start(&library, 2);
-    for _ in 0..3 {
+    for _ in 0..rounds(5) {
         creations.go_on(20);
         cluster.members[0].kill();
         cluster.members[0].restart();
@@ -78,7 +78,7 @@ fn all_may_die_at_once_under_load() {
     let library = cluster.library();
     let creations = Creations::start(&library, 2);
     let counters = Counters::start(&library, 2);
-    for _ in 0..3 {
+    for _ in 0..rounds(5) {
         creations.go_on(20);
         cluster.members.iter_mut().for_each(|member| member.kill());
         cluster.members.iter_mut().for_each(|member| member.respawn());
