@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    log_to_stderr(if arguments.is_daemon() { "info,openraft=warn" } else { "error" });
+    log_to_stderr(if arguments.is_daemon() { "info,openraft=error" } else { "error" });
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Failure::Failed(format!("cannot start: {error}"))),
