@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -64,7 +65,7 @@ impl Process {
             command.env("INKFAST_CONFIG", config);
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&log).unwrap());
-        let mut child = command.spawn().unwrap();
+        let mut child = spawn(&mut command);
 
         let (input, to_feed) = channel();
         let stdin = child.stdin.take().unwrap();
@@ -130,8 +131,9 @@ impl Process {
             Signal::Continue => "-CONT",
         };
         // Not reaped yet, so that the number is still its own.
-        let kill = Command::new("kill").arg(signal).arg(self.child.id().to_string()).status();
-        assert!(kill.unwrap().success(), "kill {signal} of {}", self.name);
+        let mut kill = Command::new("kill");
+        let mut kill = spawn(kill.arg(signal).arg(self.child.id().to_string()));
+        assert!(kill.wait().unwrap().success(), "kill {signal} of {}", self.name);
     }
 
     /// Panics if it has ended.
@@ -193,6 +195,14 @@ impl std::fmt::Display for Outcome {
         let Self { name, status, stdout, stderr } = self;
         write!(f, "{name}: status {status:?}, {} bytes of output; {stderr}", stdout.len())
     }
+}
+
+/// Starts a process, one at a time: until it is one of its own, it has all sockets of the tests, and
+/// a port that was held for another would not be free yet.
+fn spawn(command: &mut Command) -> Child {
+    static SPAWNING: Mutex<()> = Mutex::new(());
+    let _spawning = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
+    command.spawn().unwrap()
 }
 
 fn feed(mut stdin: ChildStdin, bytes: &Receiver<Vec<u8>>) {

@@ -45,10 +45,11 @@ const HEARTBEAT_MS: u64 = 100;
 /// A follower that has not heard of a leader for the longer time, and then for a time between the
 /// two by chance, asks to be elected: within a second.
 const ELECTION_MS: (u64, u64) = (250, 500);
-/// A member makes its state durable and forgets log after so many entries.
-const SNAPSHOT_ENTRIES: u64 = 20_000;
+/// A member makes its state durable and forgets log after so many entries. In tests there are few,
+/// so that members also meet snapshots.
+const SNAPSHOT_ENTRIES: u64 = if cfg!(test) { 200 } else { 20_000 };
 /// How many entries are kept after that for followers that are a little behind.
-const KEPT_ENTRIES: u64 = 5_000;
+const KEPT_ENTRIES: u64 = if cfg!(test) { 50 } else { 5_000 };
 /// The same, whatever the count, after so many bytes, looked for now and then.
 const SNAPSHOT_BYTES: usize = 256 << 20;
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
@@ -67,6 +68,7 @@ pub(crate) struct Consensus(Arc<Inner>);
 
 struct Inner {
     raft: Raft,
+    network: Network,
     id: Uuid,
     room: Arc<Semaphore>,
     confirming: mpsc::Sender<oneshot::Sender<Result<(), Error>>>,
@@ -98,11 +100,17 @@ impl Consensus {
     ) -> Result<Self, StateError> {
         let id = storage.member.id;
         let config = Arc::new(config()?);
-        let (log, network) = (storage.log.clone(), Network(peers));
-        let raft = Raft::new(NodeId(id), config, network, log, machine).await.map_err(fatal)?;
+        let (log, network) = (storage.log.clone(), Network::new(peers));
+        let raft =
+            Raft::new(NodeId(id), config, network.clone(), log, machine).await.map_err(fatal)?;
+        // Until it has begun to work, its metrics know of no members.
+        raft.with_raft_state(|_| ()).await.map_err(fatal)?;
         if storage.founds() {
             let first = BTreeMap::from([(NodeId(id), Address(address.to_owned()))]);
             raft.initialize(first).await.map_err(|error| StateError(error.to_string()))?;
+        } else if raft.voter_ids().eq([NodeId(id)]) {
+            // There is nobody else to wait for.
+            raft.trigger().elect(false).await.map_err(fatal)?;
         }
         let (confirming, waiting) = mpsc::channel(CONFIRMING_MAX);
         let mut beside = JoinSet::new();
@@ -110,6 +118,7 @@ impl Consensus {
         beside.spawn(bound_log(raft.clone(), storage.log.clone()));
         Ok(Self(Arc::new(Inner {
             raft,
+            network,
             id,
             room: Arc::new(Semaphore::new(PROPOSED_BYTES_MAX)),
             confirming,
@@ -229,6 +238,9 @@ fn config() -> Result<openraft::Config, StateError> {
         max_in_snapshot_log_to_keep: KEPT_ENTRIES,
         replication_lag_threshold: SNAPSHOT_ENTRIES + KEPT_ENTRIES,
         backoff: "20ms 50ms 100ms ..300ms".into(),
+        // A restarted member leads only when it is elected anew. What it has applied may be older than
+        // what it answered before, and it may have sent entries that it has not on disk itself.
+        enable_leader_restore: Some(false),
         ..openraft::Config::default()
     };
     config.validate().map_err(|error| StateError(error.to_string()))
@@ -266,8 +278,8 @@ async fn confirm_all(raft: Raft, mut waiting: mpsc::Receiver<oneshot::Sender<Res
 }
 
 async fn confirm(raft: &Raft) -> Result<(), Error> {
-    let ready = match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-        Ok(linearizer) => linearizer.try_await_ready(raft, Some(CATCH_UP_DEADLINE)).await,
+    let linearizer = match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+        Ok(linearizer) => linearizer,
         Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(elsewhere))) => {
             return Err(not_leader(elsewhere.leader_node));
         }
@@ -276,8 +288,21 @@ async fn confirm(raft: &Raft) -> Result<(), Error> {
         }
         Err(RaftError::Fatal(error)) => return Err(fatal(error).into()),
     };
-    match ready.map_err(fatal)? {
-        Ok(_) => Ok(()),
+    let last = linearizer.read_log_id().index();
+    if linearizer.applied().is_some_and(|applied| applied.index >= last) {
+        return Ok(());
+    }
+    let term = raft.metrics().borrow_watched().current_term;
+    // An entry of a leader that is none any more may never be applied.
+    let applied =
+        |metrics: &RaftMetrics<Types>| metrics.last_applied.map(|id| id.index) >= Some(last);
+    let settled = |metrics: &RaftMetrics<Types>| {
+        let leads = metrics.state == ServerState::Leader && metrics.current_term == term;
+        applied(metrics) || !leads
+    };
+    match raft.wait(Some(CATCH_UP_DEADLINE)).metrics(settled, "what a read has to see").await {
+        Ok(metrics) if applied(&metrics) => Ok(()),
+        Ok(_) => Err(not_leader(None)),
         Err(_) => Err(Error::unavailable("it has not applied yet what was committed before")),
     }
 }

@@ -39,6 +39,7 @@ pub(crate) async fn beginning(config: &Config) -> Result<Beginning, Error> {
 /// unless it is one. Returns when it is.
 pub(crate) async fn join(
     me: &Me,
+    endpoint: &Endpoint,
     consensus: &Consensus,
     members: Vec<String>,
 ) -> Result<(), Error> {
@@ -46,13 +47,13 @@ pub(crate) async fn join(
     if members.is_empty() || consensus.standing().members.iter().any(voter) {
         return Ok(());
     }
-    let members = RemoteMetastore::new(&me.endpoint, members, JOIN_TIMEOUT);
+    let members = RemoteMetastore::new(endpoint, members, JOIN_TIMEOUT);
     members.add_member(&me.address).await.map_err(|error| Error::Join(error.to_string()))
 }
 
 /// Tells the others where this member is now, if they know another address. Tries until it has
 /// succeeded: without it they cannot reach it.
-pub(crate) async fn announce(me: Me, consensus: Consensus) {
+pub(crate) async fn announce(me: Me, endpoint: Endpoint, consensus: Consensus) {
     loop {
         let standing = consensus.standing();
         let (own, others): (Vec<_>, Vec<_>) =
@@ -64,7 +65,7 @@ pub(crate) async fn announce(me: Me, consensus: Consensus) {
             consensus.add_member(me.member.id, &me.address).await
         } else {
             let others = others.into_iter().map(|member| member.address).collect();
-            let members = RemoteMetastore::new(&me.endpoint, others, ATTEMPT_TIMEOUT);
+            let members = RemoteMetastore::new(&endpoint, others, ATTEMPT_TIMEOUT);
             members.add_member(&me.address).await
         };
         if let Err(error) = told {

@@ -64,6 +64,8 @@ mod joining;
 mod member;
 mod rows;
 mod service;
+#[cfg(test)]
+mod simulation;
 mod snapshot;
 mod storage;
 mod store;
@@ -107,6 +109,7 @@ pub struct Config {
 /// was answered is on disk, and the directory is free some moments later.
 pub struct MetastoreServer {
     me: Me,
+    endpoint: Endpoint,
     address: SocketAddr,
     storage: Storage,
     consensus: Consensus,
@@ -127,7 +130,7 @@ impl MetastoreServer {
         let storage = opened.map_err(rows::state_error)??;
         let addresses = (config.listen.as_str(), config.advertise.as_deref());
         let server = Self::start_on(storage, addresses, &config.identity, &config.net).await?;
-        joining::join(&server.me, &server.consensus, config.join).await?;
+        joining::join(&server.me, &server.endpoint, &server.consensus, config.join).await?;
         Ok(server)
     }
 
@@ -150,15 +153,15 @@ impl MetastoreServer {
         let endpoint = Endpoint::server(net, identity, server).await?;
         let address = endpoint.local_addr();
         let advertised = advertise.map_or_else(|| address.to_string(), str::to_owned);
-        let me = Me { member, address: advertised, endpoint: endpoint.clone() };
+        let me = Me { member, address: advertised };
         let peers = Arc::new(WirePeers::new(endpoint.clone()));
         let (front, consensus) = Front::start(me.clone(), &storage, peers).await?;
         let mut serving = JoinSet::new();
         serving.spawn(front.clone().expire_leases());
-        serving.spawn(joining::announce(me.clone(), consensus.clone()));
-        serving.spawn(serve(endpoint, front));
+        serving.spawn(joining::announce(me.clone(), endpoint.clone(), consensus.clone()));
+        serving.spawn(serve(endpoint.clone(), front));
         tracing::info!(%address, cluster = %storage.member.cluster, "the metastore serves");
-        Ok(Self { me, address, storage, consensus, serving })
+        Ok(Self { me, endpoint, address, storage, consensus, serving })
     }
 
     /// Returns the address that it listens on.
@@ -187,7 +190,7 @@ impl MetastoreServer {
         if timeout(STOP_TIMEOUT, self.consensus.stop()).await.is_err() {
             tracing::warn!("the consensus has not ended within {STOP_TIMEOUT:?}");
         }
-        self.me.endpoint.close("the metastore is stopping").await;
+        self.endpoint.close("the metastore is stopping").await;
         self.serving.shutdown().await;
         self.storage.close().await;
     }

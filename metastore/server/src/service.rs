@@ -12,7 +12,7 @@ use inkfast_metastore::rows::StateError;
 use inkfast_metastore::state::{self, Answer, Command, Operation, Told};
 use inkfast_metastore::watches::{PROGRESS_INTERVAL, Watcher, Watches};
 use inkfast_metastore::{Error, LeaseId, Version};
-use inkfast_wire::{Endpoint, Error as WireError, Peer, Remote, Role, Service, Stream, Target};
+use inkfast_wire::{Error as WireError, Peer, Role, Service, Stream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use uuid::Uuid;
@@ -36,6 +36,7 @@ const STOOD_STILL: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(crate) struct Front {
     me: Me,
+    peers: Arc<dyn Peers>,
     store: Store,
     consensus: Consensus,
     leases: Arc<Mutex<Leases>>,
@@ -49,7 +50,6 @@ pub(crate) struct Front {
 pub(crate) struct Me {
     pub(crate) member: Member,
     pub(crate) address: String,
-    pub(crate) endpoint: Endpoint,
 }
 
 /// The time of commands: how long there has been a leader, in milliseconds. Each leader goes on
@@ -72,12 +72,13 @@ impl Front {
             Arc::new(Mutex::new(store.read(|rows| Leases::all(rows, Instant::now())).await?));
         let watches = Watches::new(store.read(state::revision).await?);
         let machine = Machine::new(store.clone(), leases.clone(), watches.clone());
-        let consensus = Consensus::start(storage, machine, peers, &me.address).await?;
+        let consensus = Consensus::start(storage, machine, peers.clone(), &me.address).await?;
         let reads = Arc::new(Semaphore::new(READS_MAX));
         // No term is 0: the first one sets the clock.
         let clock = Clock { term: 0, begun: Instant::now(), begun_ms: 0 };
         let clock = Arc::new(Mutex::new(clock));
-        let front = Self { me, store, consensus: consensus.clone(), leases, watches, reads, clock };
+        let front =
+            Self { me, peers, store, consensus: consensus.clone(), leases, watches, reads, clock };
         Ok((front, consensus))
     }
 
@@ -103,7 +104,9 @@ impl Front {
 
     async fn expire(&self, lease: LeaseId) {
         tracing::info!(%lease, "a lease has run out");
-        let ended = self.change(Uuid::new_v4(), Operation::EndLease(lease)).await;
+        // The same each time: a lease ends once, and its number is never given to another.
+        let request = Uuid::from_u64_pair(0, lease.get());
+        let ended = self.change(request, Operation::EndLease(lease)).await;
         let Err(error) = ended else { return };
         tracing::info!(%lease, %error, "a lease could not be ended, and goes on if it still is");
         let (leases, now) = (self.leases.clone(), Instant::now());
@@ -213,10 +216,7 @@ impl Front {
 
     /// Asks who is at an address, which only a member of this cluster answers.
     async fn member_at(&self, address: &str) -> Result<Uuid, Error> {
-        let addresses = vec![address.to_owned()];
-        let target = Target { role: Role::Metastore, instance: None, addresses };
-        let connection = Remote::new(&self.me.endpoint, target).connection().await;
-        connection.map(|connection| connection.peer().instance).map_err(|error| {
+        self.peers.who(address).await.map_err(|error| {
             let words = format!("no metastore of this cluster answers at {address}: {error}");
             Error::bad_request(words)
         })

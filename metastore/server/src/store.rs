@@ -40,6 +40,9 @@ pub enum Executor {
     Threads,
     /// In the task that calls: for disks that do not block, and where there must be no threads.
     Inline,
+    /// The same, but some milliseconds late by chance, as if the disk were slow.
+    #[cfg(test)]
+    Late,
 }
 
 /// The state of a metastore on disk. Clones are handles of the same one.
@@ -247,6 +250,11 @@ impl Executor {
     ) -> Result<T, StateError> {
         match self {
             Self::Inline => Ok(work()),
+            #[cfg(test)]
+            Self::Late => {
+                tokio::time::sleep(std::time::Duration::from_millis(fastrand::u64(..6))).await;
+                Ok(work())
+            }
             Self::Threads => tokio::task::spawn_blocking(work).await.map_err(state_error),
         }
     }

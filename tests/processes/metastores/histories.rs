@@ -2,17 +2,37 @@
 //! cut off, leave and come back, and leadership that is handed over.
 
 use std::env;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use inkfast_metastore::DEFAULT_TIMEOUT;
+use inkfast_metastore::history::{History, Summary, drive};
+use tokio::task::JoinHandle;
+
 use crate::load::{is_long, until};
 use crate::metastores::Metastores;
-use crate::metastores::loads::Counters;
+use crate::metastores::library::Library;
 use crate::process::Signal;
 use crate::proxy::Direction;
 use crate::random::Random;
 
 const MEMBERS: usize = 3;
+
+/// How many clients there are of each kind.
+const CLIENTS: u64 = 3;
+
+/// How long the impatient ones wait: so short that there are outcomes which nobody knows.
+const IMPATIENCE: Duration = Duration::from_millis(300);
+
+/// Clients that do random things, and write down what they were told.
+struct Clients<'a> {
+    library: &'a Library,
+    history: History,
+    stopped: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<()>>,
+}
 
 /// What happens to a cluster, one thing after the other.
 struct Schedule<'a> {
@@ -32,15 +52,46 @@ fn whatever_happens_history_is_linear() {
     eprintln!("again with INKFAST_SEED={seed}");
     let mut cluster = Metastores::start_in_network(MEMBERS, 0);
     let library = cluster.library();
-    let counters = Counters::start(&library, 4);
+    let clients = Clients::start(&library, &cluster, seed);
     let (random, since) = (Random::new(seed), Instant::now());
     let mut schedule = Schedule { cluster: &mut cluster, random, since };
     while schedule.since.elapsed() < time {
         schedule.go_on();
     }
     schedule.end();
-    for unanswered in counters.stop_with_outages() {
-        eprintln!("unanswered: {unanswered}");
+    let summary = clients.check();
+    eprintln!("{summary:?}");
+    assert!(summary.committed > 100 && summary.conflicts > 10, "{summary:?}");
+}
+
+impl<'a> Clients<'a> {
+    fn start(library: &'a Library, cluster: &Metastores, seed: u64) -> Self {
+        let (history, stopped) = (History::default(), Arc::new(AtomicBool::new(false)));
+        let start = |number| {
+            let patience = if number % 2 == 0 { DEFAULT_TIMEOUT } else { IMPATIENCE };
+            let store = library.store_of(&cluster.addresses(), patience);
+            let (history, stopped) = (history.clone(), Arc::clone(&stopped));
+            library.spawn(async move {
+                let is_stopped = || stopped.load(Ordering::Relaxed);
+                let seed = seed.wrapping_add(number);
+                drive(store.as_ref(), &history, "history/", seed, is_stopped).await;
+            })
+        };
+        let tasks = (0..2 * CLIENTS).map(start).collect();
+        Self { library, history, stopped, tasks }
+    }
+
+    /// Ends the clients. Panics unless there is an order of all that they did in which all that
+    /// they were told is true.
+    fn check(self) -> Summary {
+        self.stopped.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            self.library.run(task).unwrap();
+        }
+        let since = Instant::now();
+        let checked = self.history.check();
+        eprintln!("the check took {:?}", since.elapsed());
+        checked.unwrap_or_else(|failure| panic!("{failure}"))
     }
 }
 

@@ -60,7 +60,8 @@ fn no_registration_vanishes() {
     }
     // The watch was not idle for nothing: it tells of one that stops.
     drop(cluster.bookies.pop());
-    let told = library.run(timeout(PATIENCE, vanished)).expect("it is told").unwrap();
+    let told = library.run(async { timeout(PATIENCE, vanished).await });
+    let told = told.expect("it is told").unwrap();
     assert!(told.key.starts_with(prefix), "{told:?}");
 }
 
@@ -124,7 +125,7 @@ fn a_watch_goes_on_under_the_next_leader() {
     let written = library.run(writing).unwrap();
     assert!(written.len() > 100, "only {} writes", written.len());
     let end = |watch: JoinHandle<_>| -> Option<BTreeMap<_, _>> {
-        library.run(timeout(PATIENCE, watch)).expect("it has an end").unwrap()
+        library.run(async { timeout(PATIENCE, watch).await }).expect("it has an end").unwrap()
     };
     let told = end(of_all).expect("there was always one who remembered");
     assert!(told == written, "{} changes told, {} made", told.len(), written.len());

@@ -89,18 +89,27 @@ fn a_cluster_that_cannot_be_reached_is_not_joined_but_later() {
     let mut cluster = Metastores::found(3, 3);
     let nowhere = Member::new(cluster.home(), 9, None).address;
     let bookie = cluster.bookies[0].address;
-    for address in [nowhere, bookie] {
-        cluster.members[1].spawn(&[address]);
-        let words = cluster.members[1].outcome().failed(1);
+    // Both at once: they try for a while.
+    let tried = [(1, nowhere), (2, bookie)];
+    tried.iter().for_each(|&(member, address)| cluster.members[member].spawn(&[address]));
+    for (member, address) in tried {
+        let words = cluster.members[member].outcome().failed(1);
         assert!(words.contains(&address.to_string()), "{words}");
     }
-    // It did not found a cluster instead.
+    // They did not found clusters instead.
     let founder = cluster.members[0].address;
     cluster.members[1].start(&[nowhere, founder]);
     assert_unharmed(&cluster, &[0, 1]);
+    cluster.members[2].start(&[founder]);
+    assert_unharmed(&cluster, &[0, 1, 2]);
+}
 
-    // A cluster without a majority takes nobody in.
+#[test]
+fn a_cluster_without_a_majority_takes_nobody_in() {
+    let mut cluster = Metastores::found(3, 3);
+    cluster.join(1);
     cluster.members[1].kill();
+    let founder = cluster.members[0].address;
     cluster.members[2].spawn(&[founder]);
     cluster.members[2].outcome().failed(1);
     cluster.members[1].restart();

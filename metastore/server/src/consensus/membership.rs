@@ -31,6 +31,8 @@ impl Consensus {
         let _changing = self.0.changing.lock().await;
         let late = Instant::now() + CHANGE_DEADLINE;
         let (node, address) = (NodeId(id), Address(address.to_owned()));
+        // Before the change, which may need it to be reached.
+        self.0.network.set_address(node, &address);
         let membership = self.metrics().membership_config.membership().clone();
         match membership.get_node(&node) {
             Some(known) if *known != address => {
@@ -125,9 +127,9 @@ impl Consensus {
             }
             Ok(())
         };
-        timeout_at(late, wait).await.unwrap_or_else(|_| {
-            Err(Error::unavailable(format!("{id} has not become the leader: does it answer?")))
-        })
+        timeout_at(late, wait)
+            .await
+            .unwrap_or_else(|_| Err(self.late(NodeId(id), "become the leader")))
     }
 
     pub(super) fn leader_address(&self) -> Option<Address> {
@@ -159,9 +161,13 @@ impl Consensus {
                 }
             }
         };
-        timeout_at(late, wait).await.unwrap_or_else(|_| {
-            Err(Error::unavailable(format!("{node} has not caught up: does it answer?")))
-        })
+        timeout_at(late, wait).await.unwrap_or_else(|_| Err(self.late(node, "caught up")))
+    }
+
+    /// Says what a member has not done in time. There is no sense in trying that again at once.
+    fn late(&self, node: NodeId, what: &str) -> Error {
+        let address = self.0.network.address(node);
+        Error::bad_request(format!("{node} at {address} has not {what}: does it answer?"))
     }
 
     /// Commits a change of the members, after those that are under way.

@@ -14,7 +14,7 @@
 //! Each may be answered by 25 instead: words that say why not.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -68,6 +68,9 @@ pub(crate) trait Peers: Send + Sync + 'static {
         frame: Frame,
         deadline: Duration,
     ) -> Result<Frame, String>;
+
+    /// Asks who is at an address, which only a metastore of this cluster answers. Fails with words.
+    async fn who(&self, address: &str) -> Result<Uuid, String>;
 }
 
 /// Calls over the network, each member over one connection.
@@ -107,25 +110,56 @@ impl Peers for WirePeers {
         let remote = self.remote(id, address);
         remote.request(frame, deadline).await.map_err(|error| error.to_string())
     }
+
+    async fn who(&self, address: &str) -> Result<Uuid, String> {
+        let addresses = vec![address.to_owned()];
+        let target = Target { role: Role::Metastore, instance: None, addresses };
+        let connection = Remote::new(&self.endpoint, target).connection().await;
+        connection.map(|connection| connection.peer().instance).map_err(|error| error.to_string())
+    }
 }
 
-/// Makes what openraft calls a network: the way to one member.
+/// Makes what openraft calls a network: the way to one member. Clones are the same.
 #[derive(Clone)]
-pub(crate) struct Network(pub(crate) Arc<dyn Peers>);
+pub(crate) struct Network {
+    peers: Arc<dyn Peers>,
+    /// Where the members are. A leader keeps its ways to them, and they may move meanwhile.
+    addresses: Arc<Mutex<BTreeMap<NodeId, Address>>>,
+}
+
+impl Network {
+    pub(crate) fn new(peers: Arc<dyn Peers>) -> Self {
+        Self { peers, addresses: Arc::default() }
+    }
+
+    /// Lets all ways to a member lead to this address.
+    pub(crate) fn set_address(&self, member: NodeId, address: &Address) {
+        self.lock().insert(member, address.clone());
+    }
+
+    /// Returns where a member is; empty if there never was one of this id.
+    pub(crate) fn address(&self, member: NodeId) -> String {
+        self.lock().get(&member).map(|Address(address)| address.clone()).unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Address>> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl RaftNetworkFactory<Types> for Network {
     type Network = Way;
 
-    async fn new_client(&mut self, target: NodeId, Address(address): &Address) -> Way {
-        Way { peers: self.0.clone(), target, address: address.clone() }
+    async fn new_client(&mut self, target: NodeId, address: &Address) -> Way {
+        self.set_address(target, address);
+        Way { network: self.clone(), target }
     }
 }
 
 /// The way to one member.
 pub(crate) struct Way {
-    peers: Arc<dyn Peers>,
+    network: Network,
     target: NodeId,
-    address: String,
 }
 
 /// A piece of a snapshot, or with `meta` its end.
@@ -149,8 +183,8 @@ pub(crate) struct PieceMessage {
 impl Way {
     async fn call(&self, kind: u8, body: Vec<u8>, deadline: Duration) -> Result<Bytes, Unanswered> {
         let frame = Frame { kind, body: body.into() };
-        let NodeId(id) = self.target;
-        match self.peers.call(id, &self.address, frame, deadline).await {
+        let Self { network, target } = self;
+        match network.peers.call(target.0, &network.address(*target), frame, deadline).await {
             Ok(Frame { kind: KIND_DONE, body }) => Ok(body),
             Ok(Frame { body, .. }) => Err(Unanswered(String::from_utf8_lossy(&body).into_owned())),
             Err(why) => Err(Unanswered(why)),
@@ -252,6 +286,7 @@ impl RaftNetworkV2<Types> for Way {
             return Err(StreamingError::Network(NetworkError::new(&why)));
         };
         tokio::select! {
+            biased;
             closed = cancel => Err(closed.into()),
             sent = self.send_snapshot(vote, snapshot.meta.to_message(), view) => {
                 sent.map_err(|error| StreamingError::Unreachable(Unreachable::new(&error)))

@@ -21,11 +21,11 @@ openraft::declare_raft_types!(
         AsyncRuntime = Runtime,
 );
 
-/// What a random number is drawn from: in tests, a seed.
+/// What openraft runs on: in tests, something that does the same again for the same seed.
 #[cfg(test)]
 pub(crate) type Runtime =
-    openraft_rt::deterministic_rng::DeterministicRng<openraft::impls::TokioRuntime>;
-/// What a random number is drawn from.
+    openraft_rt::deterministic_rng::DeterministicRng<crate::simulation::runtime::SimRuntime>;
+/// What openraft runs on.
 #[cfg(not(test))]
 pub(crate) type Runtime = openraft::impls::TokioRuntime;
 

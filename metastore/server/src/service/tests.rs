@@ -109,7 +109,7 @@ async fn start(identity: &Identity, cuts: Arc<AtomicUsize>) -> String {
         roles: &[Role::Client],
     };
     let endpoint = Endpoint::server(&Net::Os, identity, server).await.unwrap();
-    let me = Me { member, address: endpoint.local_addr().to_string(), endpoint: endpoint.clone() };
+    let me = Me { member, address: endpoint.local_addr().to_string() };
     let peers = Arc::new(WirePeers::new(endpoint.clone()));
     let started = Runtime::scope(1, Front::start(me, &storage, peers)).await;
     let (front, _) = started.unwrap();

@@ -133,6 +133,7 @@ async fn a_retry_gets_the_first_answer() {
     let create = change(Operation::Commit(Transaction::new().create("once", "1")));
     let numbers = change(Operation::NextSequence { name: "numbers".into(), count: 3 });
     let grant = change(Operation::GrantLease { ttl: Duration::from_secs(60) });
+    place.client(&server).get("once").await.unwrap();
     let connection = place.connection(&server).await;
     let created = ask(&connection, &create).await;
     assert!(matches!(created, Ok(Answer::Committed(_))), "{created:?}");
@@ -146,6 +147,8 @@ async fn a_retry_gets_the_first_answer() {
     let delete = change(Operation::Commit(Transaction::new().delete("once")));
     assert!(ask(&connection, &delete).await.is_ok());
     for _ in 0..2 {
+        // It leads from then on, and answers without being asked again.
+        place.client(&server).get("once").await.unwrap();
         let connection = place.connection(&server).await;
         assert_eq!(ask(&connection, &create).await, created);
         assert_eq!(ask(&connection, &lost).await, conflict);

@@ -1,5 +1,10 @@
 //! Several members.
 
+use std::collections::BTreeSet;
+
+use futures::stream::{self, StreamExt};
+use inkfast_metastore::LeaseId;
+
 use super::*;
 
 /// Three members, each in a place of its own, with one authority.
@@ -30,4 +35,51 @@ async fn three_conform() {
     let (places, servers) = three().await;
     conformance::run(&client(&places, &servers)).await;
     stop_all(servers).await;
+}
+
+/// As many leases and watches as there may be in one process, over a change of the leader.
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_and_watches_survive_the_leader() {
+    let many = if std::env::var_os("INKFAST_LONG").is_some() { 10_000 } else { 500 };
+    let (places, mut servers) = three().await;
+    let store = client(&places, &servers);
+    let begun = store.scan(Scan::new("")).await.unwrap().revision;
+    let numbers = || stream::iter(0..many);
+    let ttl = Duration::from_secs(30);
+    let leases = numbers().map(|_| store.grant_lease(ttl)).buffer_unordered(UNDER_WAY);
+    let leases: Vec<_> = leases.map(Result::unwrap).collect().await;
+    let prefixes: Vec<_> = (0..many).map(|number| format!("watched/{number}/")).collect();
+    let watches = stream::iter(&prefixes).map(|prefix| store.watch(prefix, begun));
+    let watches = watches.buffer_unordered(UNDER_WAY).map(Result::unwrap);
+    let mut watches: Vec<_> = watches.collect().await;
+
+    let asked = Instant::now();
+    keep_alive(&store, &leases).await;
+    eprintln!("{many} keep-alives took {:?}", asked.elapsed());
+    // The first member has founded the cluster, and leads.
+    servers.remove(0).stop().await;
+    let asked = Instant::now();
+    keep_alive(&store, &leases).await;
+    eprintln!("and over the change of the leader {:?}", asked.elapsed());
+
+    for prefixes in prefixes.chunks(500) {
+        let put = |all: Transaction, prefix| all.put(format!("{prefix}key"), "value");
+        store.commit(prefixes.iter().fold(Transaction::new(), put)).await.unwrap();
+    }
+    let next = stream::iter(&mut watches).map(|watch| timeout(DEADLINE, watch.next()));
+    let told: Vec<_> =
+        next.buffer_unordered(many).map(|told| told.unwrap().unwrap()).collect().await;
+    let told: BTreeSet<_> = told.into_iter().flatten().map(|change| change.key).collect();
+    assert_eq!(told.len(), many, "each watch is told of its own key");
+    keep_alive(&store, &leases).await;
+    stop_all(servers).await;
+}
+
+/// How many requests are under way at a time.
+const UNDER_WAY: usize = 256;
+
+async fn keep_alive(store: &RemoteMetastore, leases: &[LeaseId]) {
+    let kept = stream::iter(leases).map(|lease| store.keep_alive(*lease));
+    let kept: Vec<_> = kept.buffer_unordered(UNDER_WAY).collect().await;
+    assert!(kept.iter().all(Result::is_ok), "{:?}", kept.iter().find(|kept| kept.is_err()));
 }

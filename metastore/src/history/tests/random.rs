@@ -95,6 +95,14 @@ impl Metastore for Far {
         answer
     }
 
+    async fn get_stale(&self, key: &str) -> Result<Option<KeyValue>, Error> {
+        self.get(key).await
+    }
+
+    async fn scan_stale(&self, scan: Scan) -> Result<Page, Error> {
+        self.scan(scan).await
+    }
+
     async fn commit(&self, transaction: Transaction) -> Result<Version, Error> {
         self.travel().await;
         if self.loses() {

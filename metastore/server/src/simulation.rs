@@ -1,0 +1,234 @@
+//! A simulation of several members and clients in one thread, on a clock that nobody waits for.
+//!
+//! Everything but the network, the disks and the time is what ships: consensus, log, state, leases
+//! and the answers to requests. What the network and the disks do, and when which member loses its
+//! power, is drawn from a seed; so is what the clients ask for. A run with the same seed is the
+//! same run, event by event.
+//!
+//! While it runs, no two members may lead in one term, no member may vote twice in one, and all
+//! must apply the same entries; a lease that is kept alive must not end. In the end the
+//! network is healed and everybody is there: all members must become equal, byte by byte, and what
+//! the clients were answered must be [linearizable](inkfast_metastore::history).
+//!
+//! `INKFAST_SEED=n` runs one seed and tells all its events; `INKFAST_LONG=1` runs many.
+#![expect(clippy::print_stdout, reason = "what happened, if a seed fails")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use inkfast_metastore::history::{History, Summary, drive};
+use inkfast_metastore::messages::Request;
+use inkfast_metastore::rows::StateError;
+use inkfast_metastore::{Metastore, Scan, Transaction};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::consensus::types::Runtime;
+use crate::test_commands::{all_rows, block_on};
+
+mod client;
+mod faults;
+mod leases;
+mod members;
+mod net;
+mod record;
+pub(crate) mod runtime;
+
+use client::SimClient;
+use faults::Faults;
+use members::Members;
+use net::{Place, SimNet};
+use record::Record;
+
+/// How long there are faults.
+const STORM: Duration = Duration::from_secs(20);
+/// How long it may take until all members are equal when there are none any more.
+const CALM: Duration = Duration::from_secs(60);
+/// How often members are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+const CLIENTS: usize = 4;
+const LEASE_CLIENTS: usize = 2;
+
+/// What a run was like.
+struct Outcome {
+    history: Summary,
+    terms: usize,
+    entries: usize,
+}
+
+#[test]
+fn members_agree_whatever_happens() {
+    let seeds: Vec<u64> = match std::env::var("INKFAST_SEED") {
+        Ok(seed) => vec![seed.parse().unwrap()],
+        Err(_) if std::env::var("INKFAST_LONG").is_ok() => (0..500).collect(),
+        Err(_) => (0..8).collect(),
+    };
+    let mut failed = Vec::new();
+    for seed in &seeds {
+        let (outcome, trace) = run(*seed);
+        if seeds.len() == 1 {
+            trace.iter().for_each(|line| println!("{line}"));
+        }
+        match outcome {
+            Ok(Outcome { history, terms, entries }) => {
+                println!("seed {seed}: {terms} terms, {entries} entries, {history:?}");
+            }
+            Err(why) => {
+                println!("seed {seed} FAILED: {why}");
+                failed.push(seed);
+            }
+        }
+    }
+    assert!(failed.is_empty(), "these of {} seeds have failed: {failed:?}", seeds.len());
+}
+
+#[test]
+fn a_seed_is_a_run() {
+    let (_, one) = run(1);
+    let (_, other) = run(1);
+    let differs = one.iter().zip(&other).position(|(one, other)| one != other);
+    if let Some(place) = differs {
+        panic!("{} and {} are event {place}", one[place], other[place]);
+    }
+    assert_eq!(one.len(), other.len());
+}
+
+/// What was answered before a power cut is still answered after it, though the state had not all
+/// of it on disk: who leads applies it again before it answers.
+#[test]
+fn a_power_cut_takes_back_no_answer() {
+    block_on(Runtime::scope(0, async {
+        let record = Record::new();
+        let net = SimNet::new(Rng::with_seed(0), record.clone());
+        let mut members = Members::new(&net, &record, Rng::with_seed(1));
+        let member = members.make().await;
+        let client = client(&net, &record, 0);
+        for number in 0..20_u8 {
+            let version = client.commit(Transaction::new().put("key", vec![number])).await.unwrap();
+            members.kill(member);
+            members.start(member).await;
+            let found = client.get("key").await.unwrap();
+            assert_eq!(found.map(|found| found.version), Some(version));
+        }
+    }));
+}
+
+/// Runs a seed, and returns what came of it and all that happened.
+fn run(seed: u64) -> (Result<Outcome, String>, Vec<String>) {
+    // Draws how late the disks are.
+    fastrand::seed(seed);
+    block_on(Runtime::scope(seed, async {
+        let record = Record::new();
+        let outcome = simulate(Rng::with_seed(seed), &record).await;
+        (outcome, record.trace())
+    }))
+}
+
+async fn simulate(mut random: Rng, record: &Record) -> Result<Outcome, String> {
+    let net = SimNet::new(random.fork(), record.clone());
+    let mut members = Members::new(&net, record, random.fork());
+    let size = random.usize(3..=5);
+    let operator = Arc::new(client(&net, record, CLIENTS + LEASE_CLIENTS));
+    for _ in 0..size {
+        let number = members.make().await;
+        let address = Place::Member(number).address();
+        let added = operator.ask(
+            Request::AddMember { address },
+            Duration::from_secs(20),
+            Duration::from_secs(5),
+        );
+        added.await.map_err(|error| format!("m{number} was not added: {error}"))?;
+    }
+    let (history, end) = (History::default(), Instant::now() + STORM);
+    let mut clients = JoinSet::new();
+    for number in 0..CLIENTS {
+        let (store, history) = (client(&net, record, number), history.clone());
+        let seed = random.u64(..);
+        clients.spawn(async move {
+            drive(&store, &history, "", seed, || Instant::now() >= end).await;
+        });
+    }
+    for number in CLIENTS..CLIENTS + LEASE_CLIENTS {
+        let store = client(&net, record, number);
+        clients.spawn(leases::hold(store, record.clone(), end, random.fork()));
+    }
+    let mut faults = Faults::new(&net, operator.clone(), random.fork());
+    while Instant::now() < end {
+        faults.step(&mut members).await;
+        members.look().await;
+        refuse(record)?;
+        sleep(LOOK_INTERVAL).await;
+    }
+    faults.end(&mut members).await;
+    clients.join_all().await;
+    let store = client(&net, record, 0);
+    let mut last = history.client();
+    last.scan(&store, Scan::new("key")).await.map_err(|error| format!("after all: {error}"))?;
+    leases::have_ended(&store).await?;
+    become_equal(&members).await?;
+    members.look().await;
+    refuse(record)?;
+    let history = history.check().map_err(|failure| failure.to_string())?;
+    Ok(Outcome { history, terms: record.terms(), entries: record.applied() })
+}
+
+fn client(net: &SimNet, record: &Record, number: usize) -> SimClient {
+    SimClient::new(net, record, number)
+}
+
+fn refuse(record: &Record) -> Result<(), String> {
+    match record.violations().as_slice() {
+        [] => Ok(()),
+        violations => Err(violations.join("; ")),
+    }
+}
+
+/// Waits until all members have applied the same, and compares what came of it.
+async fn become_equal(members: &Members) -> Result<(), String> {
+    let late = Instant::now() + CALM;
+    while !are_equal(members).await? {
+        if Instant::now() > late {
+            let lives = members.nodes.values().filter_map(|node| node.life.as_ref());
+            let states = lives.map(|life| life.running.consensus.standing());
+            return Err(format!("they do not become equal: {:?}", states.collect::<Vec<_>>()));
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+    Ok(())
+}
+
+/// Returns whether all members of the leader's cluster have applied the same entries, and fails if
+/// they have, but have not the same rows.
+async fn are_equal(members: &Members) -> Result<bool, String> {
+    let life = |number| members.nodes.get(&number).and_then(|node| node.life.as_ref());
+    let Some(leader) = members.leader().and_then(life) else { return Ok(false) };
+    let standing = leader.running.consensus.standing();
+    let words = |error: StateError| error.to_string();
+    let applied = leader.storage.store.applied().await.map_err(words)?;
+    let rows = all_rows(&leader.storage.store).await;
+    for member in &standing.members {
+        let (number, _) = members
+            .nodes
+            .iter()
+            .find(|(_, node)| node.id == member.id)
+            .ok_or_else(|| format!("{} was removed, and is a member", member.id))?;
+        let Some(member) = life(*number) else { return Ok(false) };
+        if member.storage.store.applied().await.map_err(words)? != applied
+            || member.running.consensus.standing().log != standing.log
+            || standing.applied != standing.log
+        {
+            return Ok(false);
+        }
+        if all_rows(&member.storage.store).await != rows {
+            // What was applied meanwhile is no difference.
+            let applied_now = member.storage.store.applied().await.map_err(words)?;
+            let leader_now = leader.storage.store.applied().await.map_err(words)?;
+            if applied_now == applied && leader_now == applied {
+                return Err(format!("m{number} has other rows than the leader"));
+            }
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,184 @@
+//! What goes wrong, and when, as the seed says.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use inkfast_metastore::Error;
+use inkfast_metastore::messages::Request;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::client::SimClient;
+use super::members::Members;
+use super::net::{Place, SimNet, Weather};
+use super::{CLIENTS, LEASE_CLIENTS};
+
+/// The most members at a time.
+const MEMBERS_MAX: usize = 6;
+/// How long a change of the members is tried.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long one member is waited for meanwhile.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
+
+pub(super) struct Faults {
+    net: SimNet,
+    random: Rng,
+    /// By how much less happens.
+    calmness: u16,
+    operator: Arc<SimClient>,
+    /// The change of the members that is under way: which one is to go, and what came of it.
+    change: JoinSet<(Option<usize>, Result<(), Error>)>,
+}
+
+impl Faults {
+    pub(super) fn new(net: &SimNet, operator: Arc<SimClient>, mut random: Rng) -> Self {
+        let calmness = random.u16(1..5);
+        Self { net: net.clone(), random, calmness, operator, change: JoinSet::new() }
+    }
+
+    /// Lets something happen, or nothing.
+    pub(super) async fn step(&mut self, members: &mut Members) {
+        self.settle(members);
+        for number in members.numbers(false) {
+            if self.random.u8(..100) < 12 {
+                members.start(number).await;
+            }
+        }
+        // The calmer runs get more done, and the others more wrong.
+        match self.random.u16(..1000).saturating_mul(self.calmness) {
+            0..28 => {
+                let chosen = self.choose(members);
+                self.kill(members, chosen.into_iter().collect()).await;
+            }
+            28..35 => {
+                let mut chosen = members.numbers(true);
+                chosen.retain(|_| self.random.u8(..4) != 0);
+                self.kill(members, chosen).await;
+            }
+            35..50 => self.cut_one(members),
+            50..65 => self.isolate(members),
+            65..90 => self.net.heal(),
+            90..105 => {
+                let lost = [0, 0, 10, 100, 300][self.random.usize(..5)];
+                let slow = [0, 0, 20, 200][self.random.usize(..4)];
+                self.net.set_weather(Weather { lost, slow });
+            }
+            105..120 => {
+                let Some(number) = self.choose(members) else { return };
+                let pause = Duration::from_millis(self.random.u64(50..3000));
+                self.net.pause(Place::Member(number), Instant::now() + pause);
+            }
+            120..160 => self.change_members(members).await,
+            _ => {}
+        }
+    }
+
+    /// Mends everything, starts every member, and waits for the change that is under way.
+    pub(super) async fn end(&mut self, members: &mut Members) {
+        self.net.heal();
+        self.net.set_weather(Weather::default());
+        for number in members.numbers(false) {
+            members.start(number).await;
+        }
+        while !self.change.is_empty() {
+            sleep(Duration::from_millis(100)).await;
+            self.settle(members);
+        }
+    }
+
+    /// Cuts the power of some members, perhaps a while after their disks have failed.
+    async fn kill(&mut self, members: &mut Members, chosen: Vec<usize>) {
+        if self.random.bool() {
+            for number in &chosen {
+                members.cut_power_after(*number, self.random.usize(..20));
+            }
+            sleep(Duration::from_millis(self.random.u64(..50))).await;
+        }
+        chosen.into_iter().for_each(|number| members.kill(number));
+    }
+
+    fn cut_one(&mut self, members: &Members) {
+        let Some(one) = self.choose(members) else { return };
+        let one = Place::Member(one);
+        let other = if self.random.u8(..4) == 0 {
+            Place::Client(self.random.usize(..CLIENTS + LEASE_CLIENTS))
+        } else {
+            let Some(other) = self.choose(members) else { return };
+            Place::Member(other)
+        };
+        if self.random.bool() {
+            self.net.cut(one, other);
+        }
+        self.net.cut(other, one);
+    }
+
+    /// Cuts a member off from the others, and perhaps from the clients.
+    fn isolate(&mut self, members: &Members) {
+        let Some(one) = self.choose(members) else { return };
+        let (one, clients_too, both) =
+            (Place::Member(one), self.random.bool(), self.random.u8(..3));
+        let clients =
+            (0..if clients_too { CLIENTS + LEASE_CLIENTS + 1 } else { 0 }).map(Place::Client);
+        let others = members.nodes.keys().map(|other| Place::Member(*other));
+        for other in clients.chain(others).filter(|other| *other != one) {
+            if both != 0 {
+                self.net.cut(one, other);
+            }
+            if both != 1 {
+                self.net.cut(other, one);
+            }
+        }
+    }
+
+    async fn change_members(&mut self, members: &mut Members) {
+        if !self.change.is_empty() {
+            return;
+        }
+        let count = members.nodes.len();
+        let (gone, request) = match self.random.u8(..3) {
+            0 => {
+                let Some(number) = self.choose(members) else { return };
+                (None, Request::TransferLeader(members.nodes[&number].id))
+            }
+            1 if count > 3 => {
+                let number = self.any(members);
+                (Some(number), Request::RemoveMember(members.nodes[&number].id))
+            }
+            _ if count < MEMBERS_MAX => {
+                let number = members.make().await;
+                (None, Request::AddMember { address: Place::Member(number).address() })
+            }
+            _ => return,
+        };
+        let operator = self.operator.clone();
+        self.change.spawn(async move {
+            operator.note(&request);
+            let done = operator.ask(request, CHANGE_TIMEOUT, CHANGE_PATIENCE).await;
+            (gone, done.map(drop))
+        });
+    }
+
+    /// Throws away a member that was removed.
+    fn settle(&mut self, members: &mut Members) {
+        while let Some(done) = self.change.try_join_next() {
+            let (gone, done) = done.unwrap();
+            if let (Some(gone), Ok(())) = (gone, &done) {
+                members.throw_away(gone);
+            }
+        }
+    }
+
+    fn choose(&mut self, members: &Members) -> Option<usize> {
+        // Who leads is hit more often.
+        match members.leader() {
+            Some(leader) if self.random.u8(..3) == 0 => Some(leader),
+            _ => self.random.choice(members.numbers(true)),
+        }
+    }
+
+    fn any(&mut self, members: &Members) -> usize {
+        let all = members.nodes.keys().copied().collect::<Vec<_>>();
+        all[self.random.usize(..all.len())]
+    }
+}
