@@ -53,6 +53,8 @@ const KEPT_ENTRIES: u64 = if cfg!(test) { 50 } else { 5_000 };
 /// The same, whatever the count, after so many bytes, looked for now and then.
 const SNAPSHOT_BYTES: usize = 256 << 20;
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long is waited for a snapshot until it is asked for again.
+const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(60);
 /// The most entries in one call to a member.
 const PAYLOAD_ENTRIES: u64 = 1024;
 /// The most bytes of proposals that wait for their answer; more wait for room.
@@ -238,8 +240,8 @@ fn config() -> Result<openraft::Config, StateError> {
         max_in_snapshot_log_to_keep: KEPT_ENTRIES,
         replication_lag_threshold: SNAPSHOT_ENTRIES + KEPT_ENTRIES,
         backoff: "20ms 50ms 100ms ..300ms".into(),
-        // A restarted member leads only when it is elected anew. What it has applied may be older than
-        // what it answered before, and it may have sent entries that it has not on disk itself.
+        // A restarted member leads only when it is elected anew. What it has applied may be older
+        // than what it answered before, and it may have sent entries that it has not on disk.
         enable_leader_restore: Some(false),
         ..openraft::Config::default()
     };
@@ -257,8 +259,10 @@ async fn bound_log(raft: Raft, log: Log) {
         if raft.trigger().snapshot().await.is_err() {
             return;
         }
-        let newer = raft.wait(None).metrics(|metrics| metrics.snapshot > done, "a snapshot").await;
-        let Ok(RaftMetrics { snapshot: Some(snapshot), .. }) = newer else { return };
+        let newer = raft.wait(Some(SNAPSHOT_DEADLINE));
+        let newer = newer.metrics(|metrics| metrics.snapshot > done, "a snapshot").await;
+        // If there is none yet, another try is made; if there is an end, it fails.
+        let Ok(RaftMetrics { snapshot: Some(snapshot), .. }) = newer else { continue };
         if raft.trigger().purge_log(snapshot.index).await.is_err() {
             return;
         }

@@ -16,7 +16,7 @@
 //! its id, its vote, and the log; it is synced before anything is answered that rests on it.
 //! `state.redb` has the rows that commands change, and up to which entry. It is synced only now and
 //! then, and before the log is cut off behind it: what a crash takes back is applied again.
-//! Opening after a kill walks neither the state nor more than that piece of the log.
+//! Opening after a kill walks the log, which is kept short, and not the state.
 //!
 //! *Snapshots* (`snapshot`) are one read transaction of the state, sent in pieces while changes go
 //! on. A member that is new, or was away for long, gets one and then the log after it. A backup
@@ -87,6 +87,7 @@ pub use store::Executor;
 
 /// How long a stop waits for the last commit.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Where a metastore keeps its state and where it listens.
 #[derive(Clone)]
 pub struct Config {

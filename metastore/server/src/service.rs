@@ -91,7 +91,6 @@ impl Front {
             ticks.tick().await;
             let (now, leads) = (Instant::now(), self.consensus.leading_term());
             let stood_still = now - last > STOOD_STILL;
-            last = now;
             if leads.is_some() && (leads != led || stood_still) {
                 self.leases().restart(now);
             } else if leads.is_some() {
@@ -99,6 +98,8 @@ impl Front {
                 join_all(expired.into_iter().map(|lease| self.expire(lease))).await;
             }
             led = leads;
+            // Not counted is how long it took to end leases.
+            last = Instant::now();
         }
     }
 
