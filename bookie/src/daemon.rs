@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures::future::{BoxFuture, FutureExt};
 use inkfast::catalog::{Catalog, Cookie};
 use inkfast_metastore::{DEFAULT_TIMEOUT, Metastore, RemoteMetastore};
 use inkfast_protocol::BookieId;
@@ -63,7 +64,12 @@ impl Bookie {
     ///
     /// Fails if the directory is of something else, of another cluster or bookie, or in use; if
     /// it cannot listen; or if no metastore answers within 10 s.
-    pub async fn start(config: Config) -> Result<Self, Error> {
+    pub fn start(config: Config) -> BoxFuture<'static, Result<Self, Error>> {
+        // Boxed, or every crate that awaits it would compile the whole bookie once more.
+        Self::start_config(config).boxed()
+    }
+
+    async fn start_config(config: Config) -> Result<Self, Error> {
         check_reachable(&config)?;
         let disk: Arc<dyn Disk> = Arc::new(OsDisk::open(&config.dir).map_err(|error| {
             Error::Directory { dir: config.dir.clone(), why: error.to_string() }

@@ -7,7 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use futures::future::{FutureExt, join_all, pending, select_all, try_join_all};
+use futures::future::{BoxFuture, FutureExt, join_all, pending, select_all, try_join_all};
 use inkfast::Client;
 use inkfast_bookie::Bookie;
 use inkfast_metastore_server::MetastoreServer;
@@ -58,12 +58,12 @@ impl Cluster {
     /// its bookies and its metastores, and gets more if more are wanted; fewer are refused. Where
     /// nothing is said about their number, a new cluster has [`BOOKIES_DEFAULT`] and
     /// [`METASTORES_DEFAULT`].
-    pub async fn start(
+    pub fn start(
         dir: &Path,
         bookies: Option<usize>,
         metastores: Option<usize>,
-    ) -> Result<Self, Error> {
-        Self::start_in(dir, bookies, metastores, None).await
+    ) -> BoxFuture<'_, Result<Self, Error>> {
+        Self::start_in(dir, bookies, metastores, None).boxed()
     }
 
     /// Starts a cluster in a temporary directory, which vanishes with it.

@@ -62,8 +62,8 @@ pub struct BackupSummary {
 /// What a backup has become.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestoreSummary {
-    /// The member that lives in the directory now.
-    pub member: Member,
+    /// The id of the member that lives in the directory now.
+    pub member: Uuid,
     /// The revision that its state is at, after its leap.
     pub revision: Version,
     /// How many rows the state has.
@@ -189,7 +189,7 @@ fn restore_now(path: &Path, dir: &Path) -> Result<RestoreSummary, Error> {
         })?;
         drop(database);
         make_log(&files, &member, last)?;
-        Ok(RestoreSummary { member, revision, rows })
+        Ok(RestoreSummary { member: member.id, revision, rows })
     };
     let restored = restore();
     if restored.is_err() {

@@ -30,7 +30,7 @@ pub(crate) mod network;
 mod peer;
 pub(crate) mod types;
 
-use crate::Storage;
+use crate::storage::Storage;
 use log::Log;
 use machine::Machine;
 use network::{Network, Peers};

@@ -27,7 +27,7 @@ const FORMER: &str = "metastore.redb";
 const LOCK: &str = "metastore.lock";
 
 /// The files of a member, which nobody else uses meanwhile.
-pub trait Files: Debug + Send + Sync + 'static {
+pub(crate) trait Files: Debug + Send + Sync + 'static {
     /// Returns whether there is such a file.
     fn exists(&self, name: &str) -> io::Result<bool>;
 

@@ -50,6 +50,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::{BoxFuture, FutureExt};
 use inkfast_wire::{Endpoint, Identity, Net, Role, Server, serve};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
@@ -77,13 +78,9 @@ mod test_disk;
 pub use backup::{BackupSummary, RestoreSummary, backup_directory, restore};
 use consensus::Consensus;
 use consensus::network::WirePeers;
-pub use database::FORMAT;
-pub use directory::Files;
 pub use error::Error;
-pub use member::Member;
 use service::{Front, Me};
-pub use storage::{Beginning, Storage};
-pub use store::Executor;
+use storage::Storage;
 
 /// How long a stop waits for the last commit.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -124,36 +121,27 @@ impl MetastoreServer {
     ///
     /// Refuses a directory of something else, of a newer format, or in use, and an address in use.
     /// Fails if no member at the addresses to join lets it in within a minute.
-    pub async fn start(config: Config) -> Result<Self, Error> {
+    pub fn start(config: Config) -> BoxFuture<'static, Result<Self, Error>> {
+        // Boxed, or every crate that awaits it would compile the whole server once more.
+        Self::start_config(config).boxed()
+    }
+
+    async fn start_config(config: Config) -> Result<Self, Error> {
         let beginning = joining::beginning(&config).await?;
         let dir = config.dir;
         let opened = spawn_blocking(move || Storage::open_directory(&dir, beginning)).await;
         let storage = opened.map_err(rows::state_error)??;
-        let addresses = (config.listen.as_str(), config.advertise.as_deref());
-        let server = Self::start_on(storage, addresses, &config.identity, &config.net).await?;
-        joining::join(&server.me, &server.endpoint, &server.consensus, config.join).await?;
-        Ok(server)
-    }
-
-    /// Starts a member on what it has on disk, open already; `listen` and, if others reach it
-    /// elsewhere, `advertise` are its addresses.
-    pub async fn start_on(
-        storage: Storage,
-        (listen, advertise): (&str, Option<&str>),
-        identity: &Identity,
-        net: &Net,
-    ) -> Result<Self, Error> {
         let member = storage.member.clone();
         let server = Server {
-            listen: listen.into(),
+            listen: config.listen,
             instance: member.id,
             cluster: member.cluster,
             reset_key: member.reset_key,
             roles: &[Role::Client, Role::Bookie, Role::Metastore, Role::Admin],
         };
-        let endpoint = Endpoint::server(net, identity, server).await?;
+        let endpoint = Endpoint::server(&config.net, &config.identity, server).await?;
         let address = endpoint.local_addr();
-        let advertised = advertise.map_or_else(|| address.to_string(), str::to_owned);
+        let advertised = config.advertise.unwrap_or_else(|| address.to_string());
         let me = Me { member, address: advertised };
         let peers = Arc::new(WirePeers::new(endpoint.clone()));
         let (front, consensus) = Front::start(me.clone(), &storage, peers).await?;
@@ -161,7 +149,8 @@ impl MetastoreServer {
         serving.spawn(front.clone().expire_leases());
         serving.spawn(joining::announce(me.clone(), endpoint.clone(), consensus.clone()));
         serving.spawn(serve(endpoint.clone(), front));
-        tracing::info!(%address, cluster = %storage.member.cluster, "the metastore serves");
+        tracing::info!(%address, cluster = %me.member.cluster, "the metastore serves");
+        joining::join(&me, &endpoint, &consensus, config.join).await?;
         Ok(Self { me, endpoint, address, storage, consensus, serving })
     }
 
@@ -181,13 +170,17 @@ impl MetastoreServer {
     }
 
     /// Waits until the member cannot go on, for its disk has failed, and says how. It should end.
-    pub async fn failed(&self) -> Error {
-        self.consensus.failed().await.into()
+    pub fn failed(&self) -> BoxFuture<'_, Error> {
+        self.consensus.failed().map(Error::from).boxed()
     }
 
     /// Stops: lets another member lead, tells the callers, and closes the files. The directory is
     /// free when it returns.
-    pub async fn stop(mut self) {
+    pub fn stop(self) -> BoxFuture<'static, ()> {
+        self.stop_parts().boxed()
+    }
+
+    async fn stop_parts(mut self) {
         if timeout(STOP_TIMEOUT, self.consensus.stop()).await.is_err() {
             tracing::warn!("the consensus has not ended within {STOP_TIMEOUT:?}");
         }

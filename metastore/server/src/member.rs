@@ -5,13 +5,13 @@ use uuid::Uuid;
 
 /// Who this member of the metastore is. Made once, with its directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub(crate) struct Member {
     /// The cluster's id.
-    pub cluster: Uuid,
+    pub(crate) cluster: Uuid,
     /// This member's own id.
-    pub id: Uuid,
+    pub(crate) id: Uuid,
     /// The key by which a peer notices a restart.
-    pub reset_key: [u8; 64],
+    pub(crate) reset_key: [u8; 64],
 }
 
 impl Member {

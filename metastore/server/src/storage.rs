@@ -16,7 +16,7 @@ use crate::store::{self, Executor, Store};
 
 /// What an empty directory becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beginning {
+pub(crate) enum Beginning {
     /// The first member of a new cluster.
     Found,
     /// A member that the members of a cluster have yet to take in.
@@ -28,7 +28,7 @@ pub enum Beginning {
 
 /// The files of a member, open. Clones are handles of the same ones.
 #[derive(Clone, Debug)]
-pub struct Storage {
+pub(crate) struct Storage {
     pub(crate) member: Member,
     pub(crate) log: Log,
     pub(crate) store: Store,
@@ -41,12 +41,12 @@ impl Storage {
     ///
     /// Refuses a directory of something else, files that are damaged or of a newer format, and a
     /// directory that another process has open.
-    pub fn open_directory(dir: &Path, beginning: Beginning) -> Result<Self, Error> {
+    pub(crate) fn open_directory(dir: &Path, beginning: Beginning) -> Result<Self, Error> {
         Self::open(Directory::lock(dir)?, Executor::Threads, beginning)
     }
 
     /// Opens the member whose files these are, as [`Storage::open_directory`] does.
-    pub fn open(
+    pub(crate) fn open(
         files: impl Files,
         executor: Executor,
         beginning: Beginning,
@@ -64,7 +64,7 @@ impl Storage {
     /// Returns the member that lives in a directory; none if it is missing or empty. It blocks.
     ///
     /// Refuses what [`Storage::open_directory`] does.
-    pub fn member_of(dir: &Path) -> Result<Option<Member>, Error> {
+    pub(crate) fn member_of(dir: &Path) -> Result<Option<Member>, Error> {
         if !Directory::has_member(dir)? {
             return Ok(None);
         }

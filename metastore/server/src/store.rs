@@ -35,10 +35,11 @@ const META_APPLIED: &str = "applied";
 
 /// Where redb's calls run, which block.
 #[derive(Clone, Copy, Debug)]
-pub enum Executor {
+pub(crate) enum Executor {
     /// On tokio's threads for blocking calls.
     Threads,
     /// In the task that calls: for disks that do not block, and where there must be no threads.
+    #[cfg(test)]
     Inline,
     /// The same, but some milliseconds late by chance, as if the disk were slow.
     #[cfg(test)]
@@ -249,6 +250,7 @@ impl Executor {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, StateError> {
         match self {
+            #[cfg(test)]
             Self::Inline => Ok(work()),
             #[cfg(test)]
             Self::Late => {

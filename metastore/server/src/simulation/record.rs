@@ -9,12 +9,12 @@ use openraft::storage::RaftLogReader;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::Storage;
 use crate::consensus::codec::Coded;
 use crate::consensus::network::{
     KIND_APPEND, KIND_DONE, KIND_SNAPSHOT_END, KIND_SNAPSHOT_PIECE, KIND_VOTE,
 };
 use crate::consensus::types::{NodeId, Types};
+use crate::storage::Storage;
 
 /// The record of a run. Clones are the same.
 #[derive(Clone)]

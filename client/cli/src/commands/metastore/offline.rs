@@ -17,7 +17,7 @@ pub(super) async fn back_up(dir: &Path, file: &Path) -> Result<(), Failure> {
 /// Makes a member of a backup.
 pub(super) async fn restore(file: &Path, dir: &Path) -> Result<(), Failure> {
     let summary = restore_directory(file, dir).await?;
-    let (member, rows, revision) = (summary.member.id, summary.rows, summary.revision);
+    let (member, rows, revision) = (summary.member, summary.rows, summary.revision);
     say(format_args!("restored {} {rows} rows, revision {revision}", dir.display()))?;
     Ok(say(format_args!(
         "start it as the first member, {member}; others join it with empty directories"
