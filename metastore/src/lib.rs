@@ -27,7 +27,7 @@
 //!
 //! *A lost answer.* A change without an answer is sent again under the same request id, and the
 //! metastore gives it its first answer instead of doing it twice (it remembers answers for
-//! [ten minutes](state::REMEMBERED_MS)). When time runs out the error is [`Error::TimedOut`],
+//! [a minute](state::REMEMBERED_MS), twice as long as anyone tries). When time runs out the error is [`Error::TimedOut`],
 //! and then **the outcome is unknown**: the change may have been made, and may even be made a
 //! little later. To read the old version is no proof; a newer one is.
 //!

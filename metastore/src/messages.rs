@@ -134,6 +134,11 @@ pub enum Request {
         /// Where it is, as `host:port`.
         address: String,
     },
+    /// Says that the member at an address is reached there from now on.
+    MoveMember {
+        /// Where it is, as `host:port`.
+        address: String,
+    },
     /// Makes a member none any more.
     RemoveMember(Uuid),
     /// Makes a voter the leader.
@@ -184,6 +189,7 @@ fn request_message(request: Request) -> RequestMessage {
         Request::More => RequestBody::More(()),
         Request::Status => RequestBody::Status(()),
         Request::AddMember { address } => RequestBody::AddMember(address),
+        Request::MoveMember { address } => RequestBody::MoveMember(address),
         Request::RemoveMember(id) => RequestBody::RemoveMember(id_bytes(id)),
         Request::TransferLeader(id) => RequestBody::TransferLeader(id_bytes(id)),
         Request::Backup => RequestBody::Backup(()),
@@ -228,6 +234,7 @@ fn request(message: RequestMessage) -> Result<Request, Error> {
         RequestBody::More(()) => return Ok(Request::More),
         RequestBody::Status(()) => return Ok(Request::Status),
         RequestBody::AddMember(address) => return Ok(Request::AddMember { address }),
+        RequestBody::MoveMember(address) => return Ok(Request::MoveMember { address }),
         RequestBody::RemoveMember(id) => {
             return Ok(Request::RemoveMember(id_of(&id).map_err(Error::bad_request)?));
         }

@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::limits::{check_address, check_key, check_operation, check_scan};
 use crate::members::MemberStatus;
 use crate::messages::Request;
-use crate::state::{Answer, Operation};
+use crate::state::{Answer, Operation, REMEMBERED_MS};
 use crate::types::{KeyValue, LeaseId, Page, Scan, Transaction, Version};
 use crate::watch::{Source, Watch};
 
@@ -38,6 +38,8 @@ use watch::Watching;
 const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a member has to say what it knows where that is what was asked for.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest that a change is tried: half as long as its answer is remembered.
+const CHANGE_TIMEOUT_MAX: Duration = Duration::from_millis(REMEMBERED_MS / 2);
 /// How often those are asked that were named by those who were asked before.
 const STATUS_ROUNDS: usize = 3;
 /// A key that is read to have an answer of the leader.
@@ -54,8 +56,8 @@ const REFUSALS_MAX: Duration = Duration::from_secs(1);
 /// One member leads, and requests go there. Which one it is, is found out by itself: members that
 /// do not lead say who does, and when the leader is lost, or does not answer for 0.4 s, the others
 /// are asked, once for all requests of the process. A request without an answer is sent
-/// again, under the same request id, until the timeout; so a change is made once however often it
-/// was sent. Members that are not in the list are learned from the others.
+/// again, under the same request id, until the timeout (a change for 30 s at most); so a change is
+/// made once however often it was sent. Members that are not in the list are learned from the others.
 ///
 /// A watch goes on at the new leader, and says so only if there was none for the timeout. There
 /// may be 10,000 of them. A process that has any asks the leader once a second or so whether it
@@ -115,6 +117,13 @@ impl RemoteMetastore {
         self.change_members(Request::AddMember { address: address.into() }).await
     }
 
+    /// Tells the others that the member at an address is reached there from now on, within 60 s.
+    /// Refused if it is no member, for example because it was removed.
+    pub async fn move_member(&self, address: &str) -> Result<(), Error> {
+        check_address(address)?;
+        self.change_members(Request::MoveMember { address: address.into() }).await
+    }
+
     /// Removes a member, alive or not, within 60 s. The leader hands over first. The last voter
     /// cannot be removed.
     pub async fn remove_member(&self, id: Uuid) -> Result<(), Error> {
@@ -144,7 +153,8 @@ impl RemoteMetastore {
 
     async fn change(&self, operation: Operation) -> Result<Answer, Error> {
         check_operation(&operation)?;
-        self.call(Request::Change { request: Uuid::new_v4(), operation }).await
+        let request = Request::Change { request: Uuid::new_v4(), operation };
+        self.leader.ask(request, self.timeout.min(CHANGE_TIMEOUT_MAX)).await
     }
 
     async fn call(&self, request: Request) -> Result<Answer, Error> {

@@ -15,7 +15,6 @@ use std::path::Path;
 use bytes::Bytes;
 use inkfast_metastore::rows::{Rows, StateError};
 use inkfast_metastore::{Version, state};
-use openraft::impls::leader_id_std::LeaderId;
 use prost::Message;
 use redb::Durability;
 use uuid::Uuid;
@@ -24,7 +23,7 @@ use crate::consensus::codec::{Coded, SnapshotMetaMessage};
 use crate::consensus::log::file::{Change, LogFile};
 use crate::consensus::machine::apply_entry;
 use crate::consensus::types::{
-    Address, LogId, Membership, NodeId, SnapshotMeta, StoredMembership, Vote,
+    Address, LeaderId, LogId, Membership, NodeId, SnapshotMeta, StoredMembership, Vote,
 };
 use crate::database::{seal, unseal};
 use crate::directory::{Directory, Files, LOG, NEW_LOG, NEW_STATE, STATE};

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use inkfast_metastore::MemberInfo;
-use inkfast_metastore::{Metastore, RemoteMetastore};
+use inkfast_metastore::{Error as MetastoreError, Metastore, RemoteMetastore};
 use inkfast_wire::Endpoint;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::consensus::Consensus;
+use crate::directory::LOG;
 use crate::service::Me;
 use crate::storage::{Beginning, Storage};
 use crate::{Config, Error, rows};
@@ -36,23 +36,23 @@ pub(crate) async fn beginning(config: &Config) -> Result<Beginning, Error> {
 }
 
 /// Lets the cluster of the members at these addresses, if there are any, make this member a voter,
-/// unless it is one. Returns when it is.
+/// unless it ever was one. Returns when it is.
 pub(crate) async fn join(
     me: &Me,
     endpoint: &Endpoint,
-    consensus: &Consensus,
+    storage: &Storage,
     members: Vec<String>,
 ) -> Result<(), Error> {
-    let voter = |member: &MemberInfo| member.voter && member.id == me.member.id;
-    if members.is_empty() || consensus.standing().members.iter().any(voter) {
+    if members.is_empty() || !storage.joins() {
         return Ok(());
     }
     let members = RemoteMetastore::new(endpoint, members, JOIN_TIMEOUT);
-    members.add_member(&me.address).await.map_err(|error| Error::Join(error.to_string()))
+    members.add_member(&me.address).await.map_err(|error| Error::Join(error.to_string()))?;
+    storage.log.note_joined().await.map_err(|error| Error::database(LOG, error))
 }
 
 /// Tells the others where this member is now, if they know another address. Tries until it has
-/// succeeded: without it they cannot reach it.
+/// succeeded, for without it they cannot reach it, or they say that it is no member any more.
 pub(crate) async fn announce(me: Me, endpoint: Endpoint, consensus: Consensus) {
     loop {
         let standing = consensus.standing();
@@ -62,14 +62,21 @@ pub(crate) async fn announce(me: Me, endpoint: Endpoint, consensus: Consensus) {
             return;
         }
         let told = if consensus.leading_term().is_some() {
-            consensus.add_member(me.member.id, &me.address).await
+            consensus.move_member(me.member.id, &me.address).await
         } else {
             let others = others.into_iter().map(|member| member.address).collect();
             let members = RemoteMetastore::new(&endpoint, others, ATTEMPT_TIMEOUT);
-            members.add_member(&me.address).await
+            members.move_member(&me.address).await
         };
-        if let Err(error) = told {
-            tracing::info!(%error, "the others do not know this member's new address yet");
+        match told {
+            Err(error @ MetastoreError::BadRequest { .. }) => {
+                tracing::error!(%error, "the others refuse this member's new address");
+                return;
+            }
+            Err(error) => {
+                tracing::info!(%error, "the others do not know this member's new address yet");
+            }
+            Ok(()) => {}
         }
         sleep(PAUSE).await;
     }

@@ -95,7 +95,8 @@ pub struct Config {
     /// Where clients and other members reach it, if that is not where it listens.
     pub advertise: Option<String>,
     /// Members of the cluster that a new member joins. Without one, an empty directory becomes the
-    /// first member of a new cluster. A member that is one already needs none.
+    /// first member of a new cluster. One that ever was a voter needs none, and does not join again
+    /// after it was removed.
     pub join: Vec<String>,
     /// The certificate, of the role `metastore`.
     pub identity: Identity,
@@ -150,7 +151,7 @@ impl MetastoreServer {
         serving.spawn(joining::announce(me.clone(), endpoint.clone(), consensus.clone()));
         serving.spawn(serve(endpoint.clone(), front));
         tracing::info!(%address, cluster = %me.member.cluster, "the metastore serves");
-        joining::join(&me, &endpoint, &consensus, config.join).await?;
+        joining::join(&me, &endpoint, &storage, config.join).await?;
         Ok(Self { me, endpoint, address, storage, consensus, serving })
     }
 

@@ -37,6 +37,9 @@ pub(crate) struct StoredMember {
     /// Whether the cluster begins with this member.
     #[prost(bool, tag = "4")]
     pub(crate) founder: bool,
+    /// Whether it has yet to be made a voter for the first time.
+    #[prost(bool, tag = "5")]
+    pub(crate) joining: bool,
 }
 
 impl StoredMember {
@@ -46,6 +49,7 @@ impl StoredMember {
             id: member.id.as_bytes().to_vec(),
             reset_key: member.reset_key.to_vec(),
             founder,
+            joining: false,
         }
     }
 

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::future::join_all;
 use inkfast_metastore::MemberStatus;
 use inkfast_metastore::leases::Leases;
 use inkfast_metastore::limits::{check_address, check_key, check_operation, check_scan};
@@ -14,6 +13,7 @@ use inkfast_metastore::watches::{PROGRESS_INTERVAL, Watcher, Watches};
 use inkfast_metastore::{Error, LeaseId, Version};
 use inkfast_wire::{Error as WireError, Peer, Role, Service, Stream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use uuid::Uuid;
 
@@ -87,6 +87,8 @@ impl Front {
         let mut ticks = interval(EXPIRY_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut led, mut last) = (None, Instant::now());
+        // Each is there once, and those that end do not keep the others from being looked at.
+        let mut ending = JoinSet::new();
         loop {
             ticks.tick().await;
             let (now, leads) = (Instant::now(), self.consensus.leading_term());
@@ -94,16 +96,16 @@ impl Front {
             if leads.is_some() && (leads != led || stood_still) {
                 self.leases().restart(now);
             } else if leads.is_some() {
-                let expired = self.leases().take_expired(now);
-                join_all(expired.into_iter().map(|lease| self.expire(lease))).await;
+                for lease in self.leases().take_expired(now) {
+                    ending.spawn(self.clone().expire(lease));
+                }
             }
-            led = leads;
-            // Not counted is how long it took to end leases.
-            last = Instant::now();
+            while ending.try_join_next().is_some() {}
+            (led, last) = (leads, now);
         }
     }
 
-    async fn expire(&self, lease: LeaseId) {
+    async fn expire(self, lease: LeaseId) {
         tracing::info!(%lease, "a lease has run out");
         // The same each time: a lease ends once, and its number is never given to another.
         let request = Uuid::from_u64_pair(0, lease.get());
@@ -150,6 +152,13 @@ impl Front {
                 self.leading()?;
                 let id = self.member_at(&address).await?;
                 self.consensus.add_member(id, &address).await?;
+                Ok(Answer::Done)
+            }
+            Request::MoveMember { address } => {
+                check_address(&address)?;
+                self.leading()?;
+                let id = self.member_at(&address).await?;
+                self.consensus.move_member(id, &address).await?;
                 Ok(Answer::Done)
             }
             Request::RemoveMember(id) => {

@@ -33,6 +33,7 @@ pub(crate) struct Storage {
     pub(crate) log: Log,
     pub(crate) store: Store,
     founder: bool,
+    joining: bool,
 }
 
 impl Storage {
@@ -56,9 +57,9 @@ impl Storage {
         let (file, found) = LogFile::open(&*files)?;
         let database = open_state(&*files, &found)?;
         let store = Store::new(database, files.clone(), executor);
-        let (member, founder) = (found.member.clone(), found.founder);
+        let (member, founder, joining) = (found.member.clone(), found.founder, found.joining);
         let log = Log::start(file, found, files, executor);
-        Ok(Self { member, log, store, founder })
+        Ok(Self { member, log, store, founder, joining })
     }
 
     /// Returns the member that lives in a directory; none if it is missing or empty. It blocks.
@@ -75,6 +76,12 @@ impl Storage {
     /// Returns whether the cluster has yet to begin with this member.
     pub(crate) fn founds(&self) -> bool {
         self.founder && self.log.is_empty()
+    }
+
+    /// Returns whether, when it was opened, this member had yet to be made a voter for the first
+    /// time: one that was and is none any more has been removed, and does not come back by itself.
+    pub(crate) const fn joins(&self) -> bool {
+        self.joining
     }
 
     /// Closes the files, after what is still being done on them, with all of the state on disk;
@@ -95,7 +102,8 @@ fn begin(files: &dyn Files, beginning: Beginning) -> Result<(), Error> {
         Beginning::Found => (Uuid::new_v4(), true),
         Beginning::Join { cluster } => (cluster, false),
     };
-    let member = StoredMember::new(&Member::new(cluster), founder);
+    let mut member = StoredMember::new(&Member::new(cluster), founder);
+    member.joining = !founder;
     drop(LogFile::make(files, NEW_LOG, &member, &[])?);
     files.rename(NEW_LOG, LOG).map_err(|error| Error::database(LOG, error))
 }

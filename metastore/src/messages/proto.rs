@@ -10,7 +10,7 @@ use crate::types::{Change, Condition, KeyValue, LeaseId, Transaction, Version, W
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct RequestMessage {
-    #[prost(oneof = "RequestBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 17")]
+    #[prost(oneof = "RequestBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 17, 18")]
     pub(super) body: Option<RequestBody>,
     #[prost(bool, tag = "13")]
     pub(super) stale: bool,
@@ -50,6 +50,8 @@ pub(super) enum RequestBody {
     TransferLeader(Bytes),
     #[prost(message, tag = "17")]
     Backup(()),
+    #[prost(string, tag = "18")]
+    MoveMember(String),
 }
 
 #[derive(Clone, PartialEq, Message)]

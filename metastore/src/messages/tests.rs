@@ -41,6 +41,7 @@ fn requests_come_back_as_they_were() {
         Request::More,
         Request::Status,
         Request::AddMember { address: "127.0.0.1:7000".into() },
+        Request::MoveMember { address: "[::1]:7000".into() },
         Request::RemoveMember(Uuid::from_u128(1)),
         Request::TransferLeader(Uuid::max()),
         Request::Backup,

@@ -42,18 +42,6 @@ fn answers_are_forgotten_after_their_time() {
 }
 
 #[test]
-fn so_many_answers_are_remembered_and_no_more() {
-    let mut rows = MemoryRows::default();
-    for request in 0..REMEMBERED_MAX + 10 {
-        assert_eq!(answer(&mut rows, command(request, 0, next_number())), number(request));
-    }
-    assert_eq!(count(&rows, b"r"), REMEMBERED_MAX);
-    assert_eq!(count(&rows, b"o"), REMEMBERED_MAX);
-    assert_eq!(answer(&mut rows, command(10, 0, next_number())), number(10));
-    assert_eq!(answer(&mut rows, command(9, 0, next_number())), number(REMEMBERED_MAX + 10));
-}
-
-#[test]
 fn nothing_is_left_of_keys_and_leases() {
     let mut rows = MemoryRows::default();
     let leases = [LeaseId::new(1), LeaseId::new(2)];

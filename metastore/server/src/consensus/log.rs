@@ -146,6 +146,11 @@ impl Log {
         self.shared.state().grown_bytes
     }
 
+    /// Notes for good that the member was made a voter.
+    pub(crate) async fn note_joined(&self) -> io::Result<()> {
+        self.change(|_| Ok(Change::Joined)).await
+    }
+
     /// Closes the file, when all that is queued is written; whatever comes later fails.
     pub(crate) async fn close(&self) {
         // If nothing is written any more, that was said when it happened.

@@ -26,32 +26,47 @@ const MEMBERS_MAX: usize = 9;
 type Change = ChangeMembers<NodeId, Address>;
 
 impl Consensus {
-    /// Makes a member a voter, after it has caught up, or lets the others know its new address.
+    /// Makes a member a voter, after it has caught up.
     pub(crate) async fn add_member(&self, id: Uuid, address: &str) -> Result<(), Error> {
         let _changing = self.0.changing.lock().await;
         let late = Instant::now() + CHANGE_DEADLINE;
         let (node, address) = (NodeId(id), Address(address.to_owned()));
-        // Before the change, which may need it to be reached.
-        self.0.network.set_address(node, &address);
         let membership = self.metrics().membership_config.membership().clone();
-        match membership.get_node(&node) {
-            Some(known) if *known != address => {
-                self.change(Change::SetNodes(BTreeMap::from([(node, address)])), late).await?;
-            }
-            Some(_) => {}
-            None if membership.nodes().count() >= MEMBERS_MAX => {
-                let why = format!("there are {MEMBERS_MAX} members already: remove one first");
-                return Err(Error::bad_request(why));
-            }
-            None => {
-                self.change(Change::AddNodes(BTreeMap::from([(node, address)])), late).await?;
-            }
+        if membership.get_node(&node).is_some() {
+            self.set_address(node, address, late).await?;
+        } else if membership.nodes().count() >= MEMBERS_MAX {
+            let why = format!("there are {MEMBERS_MAX} members already: remove one first");
+            return Err(Error::bad_request(why));
+        } else {
+            // Before the change, which may need it to be reached.
+            self.0.network.set_address(node, &address);
+            self.change(Change::AddNodes(BTreeMap::from([(node, address)])), late).await?;
         }
         if membership.voter_ids().any(|voter| voter == node) {
             return Ok(());
         }
         self.caught_up(node, late).await?;
         self.change(Change::AddVoterIds(BTreeSet::from([node])), late).await
+    }
+
+    /// Lets the others know where a member is now; one that was removed stays so.
+    pub(crate) async fn move_member(&self, id: Uuid, address: &str) -> Result<(), Error> {
+        let _changing = self.0.changing.lock().await;
+        if self.metrics().membership_config.membership().get_node(&NodeId(id)).is_none() {
+            let why = format!("{id} was removed: an empty directory can join in its place");
+            return Err(Error::bad_request(why));
+        }
+        let late = Instant::now() + CHANGE_DEADLINE;
+        self.set_address(NodeId(id), Address(address.to_owned()), late).await
+    }
+
+    async fn set_address(&self, id: NodeId, address: Address, late: Instant) -> Result<(), Error> {
+        // Before the change, which may need it to be reached.
+        self.0.network.set_address(id, &address);
+        if self.metrics().membership_config.membership().get_node(&id) == Some(&address) {
+            return Ok(());
+        }
+        self.change(Change::SetNodes(BTreeMap::from([(id, address)])), late).await
     }
 
     /// Takes a member out, dead or alive. If it is this one, which leads, another leads first and

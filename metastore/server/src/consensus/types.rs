@@ -17,7 +17,7 @@ openraft::declare_raft_types!(
         R = Outcome,
         NodeId = NodeId,
         Node = Address,
-        LeaderId = leader_id_std::LeaderId<u64, NodeId>,
+        LeaderId = LeaderId,
         AsyncRuntime = Runtime,
 );
 
@@ -29,6 +29,8 @@ pub(crate) type Runtime =
 #[cfg(not(test))]
 pub(crate) type Runtime = openraft::impls::TokioRuntime;
 
+/// A term, and who leads in it.
+pub(crate) type LeaderId = leader_id_std::LeaderId<u64, NodeId>;
 pub(crate) type Raft = openraft::Raft<Types, super::machine::Machine>;
 pub(crate) type Vote = openraft::type_config::alias::VoteOf<Types>;
 pub(crate) type CommittedLeaderId = openraft::type_config::alias::CommittedLeaderIdOf<Types>;

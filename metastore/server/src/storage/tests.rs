@@ -321,6 +321,7 @@ fn a_cluster_is_founded_once_and_only_by_its_founder() {
         let founder = Storage::open(files, Executor::Inline, beginning).unwrap();
         assert_eq!(founder.member.cluster, cluster, "it is a member already");
         assert!(!founder.founds());
+        assert!(!founder.joins());
 
         let files = TestFiles::default();
         let beginning = Beginning::Join { cluster };
@@ -328,8 +329,15 @@ fn a_cluster_is_founded_once_and_only_by_its_founder() {
         assert_eq!(joining.member.cluster, cluster);
         assert!(!joining.founds());
         joining.close().await;
-        let joining = Storage::open(files, Executor::Inline, Beginning::Found).unwrap();
+        let joining = Storage::open(files.clone(), Executor::Inline, Beginning::Found).unwrap();
         assert!(!joining.founds());
+        assert!(joining.joins());
+        joining.log.note_joined().await.unwrap();
+        let member = joining.member.clone();
+        joining.close().await;
+        let joined = Storage::open(files, Executor::Inline, beginning).unwrap();
+        assert!(!joined.joins());
+        assert_eq!(joined.member, member);
     });
 }
 

@@ -37,6 +37,26 @@ async fn three_conform() {
     stop_all(servers).await;
 }
 
+/// Neither by its `join` nor by a new address.
+#[tokio::test]
+async fn who_was_removed_does_not_come_back_by_itself() {
+    let (places, mut servers) = three().await;
+    let store = client(&places, &servers);
+    let gone = servers.remove(2);
+    let id = gone.id();
+    gone.stop().await;
+    store.remove_member(id).await.unwrap();
+    let gone = places[2].join(&servers[0]).await;
+    assert_eq!(gone.id(), id);
+    let refused = store.move_member(&gone.address().to_string()).await.unwrap_err();
+    assert!(refused.to_string().contains("was removed"), "{refused}");
+    let members =
+        store.status().await.into_iter().find_map(|(_, status)| Some(status.ok()?.members));
+    assert!(members.unwrap().iter().all(|member| member.id != id));
+    servers.push(gone);
+    stop_all(servers).await;
+}
+
 /// As many leases and watches as there may be in one process, over a change of the leader.
 #[tokio::test(flavor = "multi_thread")]
 async fn leases_and_watches_survive_the_leader() {

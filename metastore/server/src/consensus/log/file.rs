@@ -4,6 +4,7 @@
 //! of another is found. Entries follow each other without a hole, from the one after the purged.
 
 use std::fmt::Display;
+use std::io;
 use std::ops::{Range, RangeInclusive};
 
 use bytes::Bytes;
@@ -38,6 +39,8 @@ pub(crate) struct Found {
     pub(crate) member: Member,
     /// Whether the cluster begins with this member.
     pub(crate) founder: bool,
+    /// Whether it has yet to be made a voter for the first time.
+    pub(crate) joining: bool,
     pub(crate) vote: Option<Vote>,
     pub(crate) purged: Option<LogId>,
     /// The last entry's, or else the purged.
@@ -53,6 +56,8 @@ pub(crate) enum Change {
     /// Removes the entries up to this one.
     Purge(LogId),
     Vote(Vote),
+    /// Notes that the member was made a voter.
+    Joined,
 }
 
 /// Entries of a range.
@@ -71,8 +76,7 @@ impl LogFile {
         changes: &[Change],
     ) -> Result<Self, Error> {
         let fill = |transaction: &WriteTransaction| {
-            let sealed = seal(META_MEMBER.as_bytes(), &member.encode_to_vec());
-            transaction.open_table(META)?.insert(META_MEMBER, sealed.as_slice())?;
+            set(&mut transaction.open_table(META)?, META_MEMBER, &member.encode_to_vec())?;
             write_all(transaction, changes)
         };
         database::make(files, name, CACHE_BYTES, fill).map(Self)
@@ -88,9 +92,7 @@ impl LogFile {
     fn check(&self) -> Result<Found, StateError> {
         let transaction = self.0.begin_read().map_err(broken)?;
         let meta = transaction.open_table(META).map_err(broken)?;
-        let member = value(&meta, META_MEMBER)?
-            .and_then(|bytes| StoredMember::decode(bytes).ok())
-            .ok_or_else(|| broken("it does not say whose it is"))?;
+        let member = stored_member(&meta)?;
         let vote = value(&meta, META_VOTE)?.map(Vote::decode).transpose().map_err(broken)?;
         let purged = value(&meta, META_PURGED)?.map(LogId::decode).transpose().map_err(broken)?;
         let first = purged.map_or(0, |purged| purged.index + 1);
@@ -110,9 +112,9 @@ impl LogFile {
             }
             (last, next) = (Some(entry.log_id), next + 1);
         }
-        let founder = member.founder;
+        let (founder, joining) = (member.founder, member.joining);
         let member = member.member().ok_or_else(|| broken("it does not say whose it is"))?;
-        Ok(Found { member, founder, vote, purged, last, entries: first..next })
+        Ok(Found { member, founder, joining, vote, purged, last, entries: first..next })
     }
 
     /// Does changes in their order, and syncs them.
@@ -171,9 +173,14 @@ fn write_all(transaction: &WriteTransaction, changes: &[Change]) -> Result<(), r
             Change::Truncate(from) => entries.retain_in::<u64, _>(from.., |_, _| false)?,
             Change::Purge(upto) => {
                 entries.retain_in::<u64, _>(..=upto.index, |_, _| false)?;
-                set(&mut meta, META_PURGED, upto)?;
+                set(&mut meta, META_PURGED, &upto.encode())?;
             }
-            Change::Vote(vote) => set(&mut meta, META_VOTE, vote)?,
+            Change::Vote(vote) => set(&mut meta, META_VOTE, &vote.encode())?,
+            Change::Joined => {
+                let mut member = stored_member(&meta).map_err(io::Error::other)?;
+                member.joining = false;
+                set(&mut meta, META_MEMBER, &member.encode_to_vec())?;
+            }
         }
     }
     Ok(())
@@ -182,10 +189,17 @@ fn write_all(transaction: &WriteTransaction, changes: &[Change]) -> Result<(), r
 fn set(
     meta: &mut Table<'_, &'static str, &'static [u8]>,
     name: &str,
-    value: &impl Coded,
+    value: &[u8],
 ) -> Result<(), redb::Error> {
-    meta.insert(name, seal(name.as_bytes(), &value.encode()).as_slice())?;
+    meta.insert(name, seal(name.as_bytes(), value).as_slice())?;
     Ok(())
+}
+
+fn stored_member(
+    meta: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<StoredMember, StateError> {
+    let member = value(meta, META_MEMBER)?.and_then(|bytes| StoredMember::decode(bytes).ok());
+    member.ok_or_else(|| broken("it does not say whose it is"))
 }
 
 fn value(
