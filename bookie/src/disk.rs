@@ -13,6 +13,9 @@ mod os;
 pub use memory::{MemoryDisk, Unsynced};
 pub use os::OsDisk;
 
+/// What begins and ends a write of [`DiskFile::write_blocks`]: a multiple of every usual sector.
+pub const BLOCK_BYTES: usize = 4096;
+
 /// A flat directory of files.
 ///
 /// All calls block. A change of names (create, remove, rename) survives a power loss once
@@ -38,6 +41,14 @@ pub trait DiskFile: Send + Sync {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
     /// Writes all the bytes at `offset`, growing the file; after an error a part may be written.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Writes all the bytes at `offset`, durably and with the new length, past the system's cache
+    /// where it can. Offset, length and the address of the bytes are multiples of [`BLOCK_BYTES`].
+    ///
+    /// After an error it is as with [`sync_data`](Self::sync_data).
+    fn write_blocks(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Lets the disk set aside room for what will be written there, without a change of the length.
+    /// Only a hint.
+    fn reserve(&self, offset: u64, bytes: u64);
     /// Tells how long the file is.
     fn len_bytes(&self) -> io::Result<u64>;
     /// Cuts the file or grows it with zeros.

@@ -72,7 +72,9 @@ pub(crate) fn load(disk: &dyn Disk, dir: &Path) -> Result<Option<BookieIdentity>
 ///
 /// A directory that holds anything but what an interrupted formatting leaves is refused.
 pub(crate) fn format(disk: &dyn Disk, dir: &Path, identity: &BookieIdentity) -> Result<(), Error> {
-    let is_left_over = |name: &String| name.starts_with("log-") || name == NEW_FILE;
+    let is_left_over = |name: &String| {
+        ["log-", "spare-"].iter().any(|prefix| name.starts_with(prefix)) || name == NEW_FILE
+    };
     let names = disk.list().map_err(|error| cannot(dir, error))?;
     if let Some(name) = names.iter().find(|name| !is_left_over(name)) {
         return Err(Error::Directory {

@@ -5,41 +5,45 @@
 //! [`Reader::read`] finds it again.
 //!
 //! **Writing.** [`Tail::start`] spawns the one task that writes. Whatever is queued while the last
-//! sync runs is the next batch: one write, one sync, then all its places at once. One batch is in
-//! flight at a time, so a batch is wholly durable before the next is written. A failed write or
-//! sync is final: which of its bytes are on the disk cannot be known, so nothing is tried again
-//! and the log takes no more records until it has been opened anew.
+//! batch is written is the next: one write, past the system's cache and durable when it returns,
+//! then all its places at once. One batch is in flight at a time, so a batch is wholly durable
+//! before the next is written. A failed write is final: which of its bytes are on the disk cannot
+//! be known, so nothing is tried again and the log takes no more records until it has been opened
+//! anew.
 //!
-//! **Opening.** [`open`] reads all records in order. A record that is invalid is one of two
-//! things. If nothing of a later batch follows, its batch was never answered: the *torn tail* is
-//! cut off. Otherwise its batch was durable once: that is *damage*, which is reported, and the
-//! records after it are still read. A log with damage cannot say what it does not hold.
-//! Decay in the very last batch looks like a torn tail; nothing written before a power loss could
-//! tell them apart.
+//! **Opening.** [`open`] reads the records in order: all of them, or those behind a [`Mark`]. A
+//! record that is invalid is one of two things. If nothing of a later batch follows, its batch was
+//! never answered: the *torn tail* is cut off. Otherwise its batch was durable once: that is
+//! *damage*, which is reported, and the records after it are still read. A log with damage cannot
+//! say what it does not hold. Decay in the very last batch looks like a torn tail; nothing written
+//! before a power loss could tell them apart.
 //!
 //! What `open` has shown survives a power loss from then on, answered or not.
 //!
 //! **Checking.** Each record carries a CRC over its bytes and over what is not stored with it: its
-//! log, segment, the segment's life and its offset. So bytes that are valid elsewhere, or were in
-//! an earlier life of the file, are not valid here.
+//! log, segment and offset. So bytes that are valid elsewhere, or were in the file when it was
+//! another segment, are not valid here. Each segment lists those before it, and a record says which
+//! was dropped since: a segment that is missing is missed. Only that the last ones are missing
+//! altogether is not noticed.
 //!
-//! Not here: what records mean, an index, removal and reuse of segments. That the last segments
-//! are missing altogether is not noticed here.
+//! Not here: what records mean, and an index.
 
 use std::fmt;
 use std::io;
 
+mod buffer;
 mod reader;
 mod record;
 mod replay;
 mod segment;
+mod spares;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub use reader::{ReadError, Reader};
 pub use record::PAYLOAD_BYTES_MAX;
-pub use replay::{Cut, Damage, Replayed, Settings, Visit, create, open};
+pub use replay::{Cut, Damage, Known, Replayed, Settings, Visit, create, open};
 pub use segment::SEGMENT_BYTES_MAX;
 pub use writer::{
     Append, Appender, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Completions, Durable, Failed,
@@ -55,6 +59,11 @@ impl SegmentNumber {
     /// Far more than any disk holds.
     const MAX: Self = Self(u32::MAX / 2);
 
+    /// Reads the number from the record that says that its segment was dropped.
+    fn decode(payload: &[u8]) -> Option<Self> {
+        payload.try_into().ok().map(|bytes| Self(u32::from_le_bytes(bytes)))
+    }
+
     fn next(self) -> Self {
         assert!(self <= Self::MAX, "segment numbers are used up");
         Self(self.0 + 1)
@@ -68,6 +77,10 @@ impl fmt::Display for SegmentNumber {
     }
 }
 
+/// The kind of the record that says that a segment is dropped: the only one that the log itself
+/// reads. Its payload is the number.
+const KIND_DROPPED: u8 = u8::MAX;
+
 /// Says where in the log a record lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
@@ -77,6 +90,17 @@ pub struct Place {
     pub offset: u32,
     /// How long its payload is.
     pub payload_bytes: u32,
+}
+
+/// A moment in the life of a log, between two batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark {
+    /// The segment of the last batch before it.
+    pub segment: SegmentNumber,
+    /// Where that batch ends.
+    pub offset: u32,
+    /// The sequence number of that batch.
+    pub sequence: u64,
 }
 
 /// Why the log could not be made, opened or written.

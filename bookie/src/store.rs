@@ -119,7 +119,7 @@ impl Store {
             let mut replay = Replay::default();
             let settings = Settings { log, segment_bytes_max: SEGMENT_BYTES_MAX };
             let mut visit = |place, kind, payload: &[u8]| replay.visit(place, kind, payload);
-            let (tail, replayed) = log::open(disk, settings, &mut visit)?;
+            let (tail, replayed) = log::open(disk, settings, None, &mut visit)?;
             Ok::<_, LogError>((replay.finish(), tail, replayed))
         };
         let (ledgers, tail, replayed) = executor.run(read_log).await?;

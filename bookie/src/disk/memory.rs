@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Disk, DiskFile};
+use super::{BLOCK_BYTES, Disk, DiskFile};
 
 /// What a disk writes whole or not at all.
 const SECTOR_BYTES: usize = 512;
@@ -115,6 +115,19 @@ impl MemoryDisk {
         }
     }
 
+    /// Makes another disk with the same files, all durable.
+    pub fn copy(&self) -> Self {
+        let state = self.state();
+        let copy = |file: &Contents| Contents {
+            cached: file.cached.clone(),
+            durable: file.cached.clone(),
+            dirty: BTreeSet::new(),
+        };
+        let files = state.files.iter().map(|(id, file)| (*id, copy(file))).collect();
+        let names = state.names.clone();
+        Self(Arc::new(Mutex::new(State { files, names, ..State::default() })))
+    }
+
     /// Tells how often data of files was synced.
     pub fn data_syncs(&self) -> u64 {
         self.state().data_syncs
@@ -208,6 +221,16 @@ impl DiskFile for MemoryFile {
         }
         Ok(())
     }
+
+    fn write_blocks(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let address = bytes.as_ptr().addr();
+        let aligned = [index(offset), bytes.len(), address].map(|it| it % BLOCK_BYTES);
+        assert_eq!(aligned, [0; 3], "a direct write that a disk would refuse");
+        self.write_at(offset, bytes)?;
+        self.sync_data()
+    }
+
+    fn reserve(&self, _offset: u64, _bytes: u64) {}
 
     fn len_bytes(&self) -> io::Result<u64> {
         let mut state = self.disk.state();

@@ -2,9 +2,12 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 use super::{Disk, DiskFile};
 
@@ -36,11 +39,11 @@ impl OsDisk {
 impl Disk for OsDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let file = OpenOptions::new().read(true).write(true).open(self.path.join(name))?;
-        Ok(Arc::new(OsFile(file)))
+        Ok(Arc::new(OsFile::new(file)))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(OsFile(File::create_new(self.path.join(name))?)))
+        Ok(Arc::new(OsFile::new(File::create_new(self.path.join(name))?)))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -66,27 +69,65 @@ impl Disk for OsDisk {
     }
 }
 
-struct OsFile(File);
+struct OsFile {
+    file: File,
+    /// The same file, open for direct writes; made when it is needed.
+    direct: OnceLock<File>,
+}
+
+impl OsFile {
+    const fn new(file: File) -> Self {
+        Self { file, direct: OnceLock::new() }
+    }
+
+    /// Opens the file anew for writes that are durable when they return, and pass the system's
+    /// cache by if its file system lets them.
+    fn direct(&self) -> io::Result<&File> {
+        if let Some(file) = self.direct.get() {
+            return Ok(file);
+        }
+        // By its number: it may have another name by now.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let open = |flags: OFlags| {
+            let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
+            OpenOptions::new().write(true).custom_flags(flags).open(&path)
+        };
+        let file = match open(OFlags::DIRECT | OFlags::DSYNC) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => open(OFlags::DSYNC)?,
+            file => file?,
+        };
+        Ok(self.direct.get_or_init(|| file))
+    }
+}
 
 impl DiskFile for OsFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(buffer, offset)
+        self.file.read_exact_at(buffer, offset)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset)
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn write_blocks(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.direct()?.write_all_at(bytes, offset)
+    }
+
+    fn reserve(&self, offset: u64, bytes: u64) {
+        // A file system that cannot do it writes all the same.
+        let _ = fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, bytes);
     }
 
     fn len_bytes(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn set_len(&self, len_bytes: u64) -> io::Result<()> {
-        self.0.set_len(len_bytes)
+        self.file.set_len(len_bytes)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::record::{self, Header};
-use super::segment::{Found, Segment};
+use super::segment::Segment;
 use super::{LogError, Place, SegmentNumber};
 use crate::disk::Disk;
 use crate::executor::Executor;
@@ -98,8 +98,8 @@ impl Files {
             return Ok(segment.clone());
         }
         match Segment::open(&*self.disk, self.log, number)? {
-            Found::Headless { .. } => Err(corrupt(number, 0)),
-            Found::Whole(segment) => {
+            None => Err(corrupt(number, 0)),
+            Some(segment) => {
                 let segment = Arc::new(segment);
                 let mut open = open();
                 if open.len() >= SEGMENTS_OPEN_MAX {

@@ -2,19 +2,24 @@
 //!
 //! | offset | bytes | what, little-endian |
 //! |---|---|---|
-//! | 0 | 4 | CRC32C of log, segment, life and offset (not stored), then of all that follows here |
+//! | 0 | 4 | CRC32C of log, segment and offset (not stored), then of all that follows here |
 //! | 4 | 4 | payload length |
 //! | 8 | 1 | kind |
-//! | 9 | 1 | flags: none are known yet |
+//! | 9 | 1 | flags: 1 if it is the last of its batch; no other is known yet |
 //! | 10 | 2 | zero |
 //! | 12 | 4 | offset of the first record of its batch |
 //! | 16 | 8 | sequence number of its batch, from 1 |
 //! | 24 | | payload, then zeros up to a multiple of 8 |
+//!
+//! Behind the last record of a batch are zeros up to a multiple of [`BLOCK_BYTES`], where the next
+//! batch begins.
 
 use bytes::{Buf, BufMut};
 use uuid::Uuid;
 
 use super::SegmentNumber;
+use super::buffer::Buffer;
+use crate::disk::BLOCK_BYTES;
 
 /// The longest payload of a record.
 pub const PAYLOAD_BYTES_MAX: usize = 2 << 20;
@@ -22,16 +27,16 @@ pub const PAYLOAD_BYTES_MAX: usize = 2 << 20;
 pub(super) const HEADER_BYTES: usize = 24;
 /// Every record begins at a multiple of this.
 pub(super) const ALIGNMENT: usize = 8;
+pub(super) const FLAG_LAST: u8 = 1;
 
 /// What the checksums of a segment's records begin with.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seed(u32);
 
 impl Seed {
-    pub(super) fn new(log: Uuid, segment: SegmentNumber, life: u32) -> Self {
+    pub(super) fn new(log: Uuid, segment: SegmentNumber) -> Self {
         let seed = crc32c::crc32c(log.as_bytes());
-        let seed = crc32c::crc32c_append(seed, &segment.0.to_le_bytes());
-        Self(crc32c::crc32c_append(seed, &life.to_le_bytes()))
+        Self(crc32c::crc32c_append(seed, &segment.0.to_le_bytes()))
     }
 
     /// Computes the checksum of a record that is stored at an offset as these bytes.
@@ -94,20 +99,31 @@ pub(super) fn length(bytes: &[u8]) -> u32 {
 }
 
 /// Adds a record to the buffer of its batch, which is written at the batch's start.
-pub(super) fn encode(buffer: &mut Vec<u8>, seed: Seed, batch: Batch, kind: u8, payload: &[u8]) {
-    let begin = buffer.len();
-    let offset = batch.start + length(buffer);
-    buffer.put_u32_le(0);
-    buffer.put_u32_le(length(payload));
-    buffer.put_u8(kind);
-    buffer.put_bytes(0, 3);
-    buffer.put_u32_le(batch.start);
-    buffer.put_u64_le(batch.sequence);
-    buffer.put_slice(payload);
-    buffer.resize(begin + stored_bytes(payload.len()), 0);
+pub(super) fn encode(buffer: &mut Buffer, seed: Seed, header: Header, payload: &[u8]) {
+    let begin = buffer.bytes().len();
+    let offset = header.batch.start + length(buffer.bytes());
+    let mut bytes = [0; HEADER_BYTES];
+    let mut fields = &mut bytes[4..];
+    fields.put_u32_le(header.payload_bytes);
+    fields.put_u8(header.kind);
+    fields.put_u8(header.flags);
+    fields.put_u16_le(0);
+    fields.put_u32_le(header.batch.start);
+    fields.put_u64_le(header.batch.sequence);
+    buffer.push(&bytes);
+    buffer.push(payload);
+    buffer.pad(ALIGNMENT);
+    let stored = &mut buffer.bytes_mut()[begin..];
+    let checksum = seed.checksum(offset, stored);
+    stored[..4].copy_from_slice(&checksum.to_le_bytes());
+}
 
-    let checksum = seed.checksum(offset, &buffer[begin..]);
-    buffer[begin..begin + 4].copy_from_slice(&checksum.to_le_bytes());
+/// Tells where the next record begins.
+pub(super) fn end(header: Header, offset: u32) -> u32 {
+    let bytes = stored_bytes(header.payload_bytes as usize);
+    let alignment = if header.flags & FLAG_LAST == 0 { ALIGNMENT } else { BLOCK_BYTES };
+    let end = (offset as usize + bytes).next_multiple_of(alignment);
+    u32::try_from(end).expect("segments are limited")
 }
 
 #[cfg(test)]
@@ -117,7 +133,7 @@ mod tests {
     use super::*;
 
     fn seed() -> Seed {
-        Seed::new(Uuid::from_u128(7), SegmentNumber(3), 1)
+        Seed::new(Uuid::from_u128(7), SegmentNumber(3))
     }
 
     proptest! {
@@ -131,25 +147,28 @@ mod tests {
 
         #[test]
         fn a_record_is_valid_at_its_place_only(
-            payload: Vec<u8>, kind: u8, sequence in 1u64.., start in 0u32..1 << 28,
+            payload: Vec<u8>, kind: u8, sequence in 1u64.., block in 0u32..1 << 16,
         ) {
+            let start = block * length(&[0; BLOCK_BYTES]);
             let batch = Batch { sequence, start };
-            let mut buffer = Vec::new();
-            encode(&mut buffer, seed(), batch, 0, b"before");
-            let first = buffer.len();
-            encode(&mut buffer, seed(), batch, kind, &payload);
-            let (stored, offset) = (&buffer[first..], start + length(&buffer[..first]));
-
-            let header = Header::parse(stored, offset).unwrap();
+            let mut buffer = Buffer::new(1 << 20);
+            let before = Header { payload_bytes: 6, kind: 0, flags: 0, batch };
+            encode(&mut buffer, seed(), before, b"before");
+            let first = buffer.bytes().len();
             let payload_bytes = length(&payload);
-            prop_assert_eq!(header, Header { payload_bytes, kind, flags: 0, batch });
+            let header = Header { payload_bytes, kind, flags: FLAG_LAST, batch };
+            encode(&mut buffer, seed(), header, &payload);
+            let (stored, offset) = (&buffer.bytes()[first..], start + length(&buffer.bytes()[..first]));
+
+            prop_assert_eq!(Header::parse(stored, offset).unwrap(), header);
             prop_assert_eq!(stored_bytes(payload.len()), stored.len());
+            prop_assert_eq!(end(before, start), start + length(&buffer.bytes()[..first]));
+            prop_assert_eq!(end(header, offset) as usize % BLOCK_BYTES, 0);
             prop_assert!(is_valid(seed(), offset, stored));
             prop_assert!(!is_valid(seed(), offset + 8, stored));
             for other in [
-                Seed::new(Uuid::from_u128(8), SegmentNumber(3), 1),
-                Seed::new(Uuid::from_u128(7), SegmentNumber(4), 1),
-                Seed::new(Uuid::from_u128(7), SegmentNumber(3), 2),
+                Seed::new(Uuid::from_u128(8), SegmentNumber(3)),
+                Seed::new(Uuid::from_u128(7), SegmentNumber(4)),
             ] {
                 prop_assert!(!is_valid(other, offset, stored));
             }

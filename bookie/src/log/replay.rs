@@ -1,14 +1,17 @@
-//! Opens a log: reads all of it, tells a torn tail from damage, and settles the tail.
+//! Opens a log: reads it, tells a torn tail from damage, and settles the tail.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::record::{self, ALIGNMENT, Header};
-use super::segment::{self, Found, HEADER_BYTES, SEGMENT_BYTES_MAX, Segment};
+use super::buffer::Buffer;
+use super::record::{self, ALIGNMENT, FLAG_LAST, Header};
+use super::segment::{self, Segment};
+use super::spares::Spares;
 use super::writer::Tail;
-use super::{LogError, Place, SegmentNumber};
-use crate::disk::Disk;
+use super::{KIND_DROPPED, LogError, Mark, Place, SegmentNumber};
+use crate::disk::{BLOCK_BYTES, Disk};
 
 /// How much is read at once.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -18,9 +21,18 @@ const WINDOW_BYTES: usize = 1 << 20;
 pub struct Settings {
     /// The UUID that the log was made with.
     pub log: Uuid,
-    /// A batch that would make a segment longer begins the next; at most [`SEGMENT_BYTES_MAX`],
-    /// which is for everything but tests.
+    /// A batch that would make a segment longer begins the next; at most
+    /// [`SEGMENT_BYTES_MAX`](segment::SEGMENT_BYTES_MAX), which is for everything but tests.
     pub segment_bytes_max: u32,
+}
+
+/// What is known of a log from elsewhere, so that only the rest is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The records before it are known.
+    pub mark: Mark,
+    /// All segments that there were at the mark.
+    pub segments: BTreeSet<SegmentNumber>,
 }
 
 /// Is shown each record's place, kind and payload. An error, in words, ends the replay.
@@ -29,7 +41,8 @@ pub type Visit<'a> = dyn FnMut(Place, u8, &[u8]) -> Result<(), String> + 'a;
 /// What was found wrong when a log was opened.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
-    /// The torn tail that was cut off: nothing that was ever answered.
+    /// The torn tail that was cut off, if it can be told from what the file held before: nothing
+    /// that was ever answered.
     pub cut: Option<Cut>,
     /// Durable bytes that cannot be read any more. If there are any, the log cannot say of a
     /// record that it was never there.
@@ -70,6 +83,15 @@ pub enum Damage {
     },
 }
 
+impl Damage {
+    const fn segment(&self) -> SegmentNumber {
+        match self {
+            Self::Range { segment, .. } => *segment,
+            Self::Missing { first, .. } => *first,
+        }
+    }
+}
+
 /// Makes a log with its first segment, durably. Blocks.
 ///
 /// Refuses a directory that holds records. What is left of an attempt that was cut short is
@@ -77,16 +99,18 @@ pub enum Damage {
 pub fn create(disk: &dyn Disk, log: Uuid) -> Result<(), LogError> {
     for number in segment::list(disk)? {
         let file = disk.open(&number.to_string()).map_err(LogError::io("open", number))?;
-        if segment::file_bytes(&*file, number)? > HEADER_BYTES {
+        if segment::file_bytes(&*file, number)? as usize > BLOCK_BYTES {
             let why = "it holds records, so no new log is made in its directory";
             return Err(LogError::refused(number, why));
         }
         disk.remove(&number.to_string()).map_err(LogError::io("remove", number))?;
     }
-    Segment::create(disk, log, SegmentNumber::FIRST, 0).map(drop)
+    let spares = Spares::find(disk).map_err(LogError::io("list", "the directory"))?;
+    Segment::create(disk, &spares, log, SegmentNumber::FIRST, (0, &BTreeSet::new())).map(drop)
 }
 
-/// Opens a log and shows all its records, in the order they were written. Blocks.
+/// Opens a log and shows its records, in the order they were written: all, or those that are not
+/// known. Blocks.
 ///
 /// What was shown is durable when this returns. Damage is no error; a segment of another log or of
 /// a newer format is, and so is a disk that cannot be read. Nothing is changed before all
@@ -94,50 +118,50 @@ pub fn create(disk: &dyn Disk, log: Uuid) -> Result<(), LogError> {
 pub fn open(
     disk: Arc<dyn Disk>,
     settings: Settings,
+    known: Option<&Known>,
     visit: &mut Visit<'_>,
 ) -> Result<(Tail, Replayed), LogError> {
-    let numbers = segment::list(&*disk)?;
-    let &last = numbers.last().ok_or(LogError::NoSegment)?;
-    let mut replay = Replay { visit, replayed: Replayed::default(), sequence: 0, previous: None };
-    let mut tail = Tail {
-        disk: disk.clone(),
-        log: settings.log,
-        segment_bytes_max: settings.segment_bytes_max.min(SEGMENT_BYTES_MAX),
-        segment: None,
-        next: last.next(),
-        end: 0,
-        sequence: 0,
-        buffer: Vec::new(),
+    let present = segment::list(&*disk)?;
+    let &last = present.last().ok_or(LogError::NoSegment)?;
+    let spares = Spares::find(&*disk).map_err(LogError::io("list", "the directory"))?;
+    let mut replay = Replay {
+        visit,
+        replayed: Replayed::default(),
+        segments: BTreeSet::new(),
+        sequence: known.map_or(0, |known| known.mark.sequence),
     };
-    for number in numbers {
-        replay.note_missing(number);
-        let bytes = match Segment::open(&*disk, settings.log, number)? {
-            Found::Whole(segment) => {
-                let end = replay.segment(&segment, number == last)?;
-                if number == last {
-                    end.settle(&*disk, &segment)?;
-                    tail.segment = Some(segment);
-                }
-                end.offset
-            }
-            // Its making was cut short, before it could hold a record. The first segment is whole
-            // before there is a log to open.
-            Found::Headless { file_bytes: ..=HEADER_BYTES }
-                if number == last && number != SegmentNumber::FIRST =>
-            {
-                let name = number.to_string();
-                disk.remove(&name).map_err(LogError::io("remove", name))?;
-                tail.next = number;
-                break;
-            }
-            Found::Headless { file_bytes } => {
-                replay.note_damage(number, 0, file_bytes);
-                file_bytes
-            }
-        };
-        replay.previous = Some((number, bytes));
+    let mut tail = Tail::new(disk.clone(), settings, spares, last);
+    let mut opened = Vec::new();
+    for &number in &present {
+        if known.is_none_or(|known| number >= known.mark.segment) {
+            opened.push((number, Segment::open(&*disk, settings.log, number)?));
+        }
     }
-    tail.end = replay.previous.map_or(0, |(_, bytes)| bytes);
+    replay.expect(known, &opened);
+    let mut ends = opened.iter().skip(1).map(|(_, next)| Some(next.as_ref()?.previous_end));
+    let ends: Vec<_> = opened.iter().map(|_| ends.next().flatten()).collect();
+    for ((number, segment), known_end) in opened.into_iter().zip(ends) {
+        let from =
+            known.filter(|known| known.mark.segment == number).map(|known| known.mark.offset);
+        let Some(segment) = segment else {
+            tail.end = replay.headless(&*disk, number, known_end)?;
+            continue;
+        };
+        let end = replay.segment(&segment, from, known_end)?;
+        tail.end = end.offset;
+        if number == last {
+            end.settle(&*disk, &segment)?;
+            tail.grow(segment);
+        }
+    }
+    replay.note_missing(&present);
+    for number in present.difference(&replay.segments) {
+        // It was dropped, and the process ended before its file was.
+        let name = number.to_string();
+        tail.spares.put(&*disk, &name).map_err(LogError::io("remove", name))?;
+    }
+    replay.replayed.damages.sort_unstable_by_key(Damage::segment);
+    tail.segments = replay.segments;
     tail.sequence = replay.sequence;
     Ok((tail, replay.replayed))
 }
@@ -145,46 +169,74 @@ pub fn open(
 struct Replay<'a, 'v> {
     visit: &'a mut Visit<'v>,
     replayed: Replayed,
+    /// Those that were not dropped, as far as is known.
+    segments: BTreeSet<SegmentNumber>,
     /// The highest sequence number of a batch so far.
     sequence: u64,
-    /// The segment before and its length.
-    previous: Option<(SegmentNumber, u32)>,
 }
 
 impl Replay<'_, '_> {
-    fn note_missing(&mut self, found: SegmentNumber) {
-        let first = self.previous.map_or(SegmentNumber::FIRST, |(number, _)| number.next());
-        if first < found {
-            let last = SegmentNumber(found.0 - 1);
-            self.replayed.damages.push(Damage::Missing { first, last });
-            self.previous = None;
+    /// Finds out which segments there have to be: those that are known, or that the last header
+    /// lists, and those since, which could not be dropped yet.
+    fn expect(&mut self, known: Option<&Known>, opened: &[(SegmentNumber, Option<Segment>)]) {
+        let listed =
+            opened.iter().rev().find_map(|(number, segment)| Some((number, segment.as_ref()?)));
+        let since = match (known, listed) {
+            (Some(known), _) => {
+                self.segments.clone_from(&known.segments);
+                known.mark.segment
+            }
+            (None, Some((number, segment))) => {
+                self.segments.clone_from(&segment.earlier);
+                *number
+            }
+            (None, None) => SegmentNumber::FIRST,
+        };
+        if let Some((last, _)) = opened.last() {
+            self.segments.extend((since.0..=last.0).map(SegmentNumber));
+        }
+    }
+
+    fn note_missing(&mut self, present: &BTreeSet<SegmentNumber>) {
+        for &missing in self.segments.difference(present) {
+            match self.replayed.damages.last_mut() {
+                Some(Damage::Missing { last, .. }) if last.next() == missing => *last = missing,
+                _ => {
+                    let damage = Damage::Missing { first: missing, last: missing };
+                    self.replayed.damages.push(damage);
+                }
+            }
         }
     }
 
     fn note_damage(&mut self, segment: SegmentNumber, offset: u32, end: u32) {
-        self.replayed.damages.push(Damage::Range { segment, offset, bytes: end - offset });
+        if offset < end {
+            self.replayed.damages.push(Damage::Range { segment, offset, bytes: end - offset });
+        }
     }
 
-    /// Shows a segment's records. Only the last segment can have a torn tail: the next one is
-    /// made when all before it is durable.
-    fn segment(&mut self, segment: &Segment, is_last: bool) -> Result<End, LogError> {
-        if let Some((number, bytes)) = self.previous
-            && bytes < segment.previous_bytes
-        {
-            self.note_damage(number, bytes, segment.previous_bytes);
-        }
-        let mut scan = Scan::new(segment)?;
-        let mut end = End { offset: HEADER_BYTES, batch_start: 0, is_torn: false };
+    /// Shows a segment's records from an offset on. Where they end is known if the segment after
+    /// it says so: then nothing before that is a torn tail, for that one was made when all of
+    /// this was durable.
+    fn segment(
+        &mut self,
+        segment: &Segment,
+        from: Option<u32>,
+        known_end: Option<u32>,
+    ) -> Result<End, LogError> {
+        let mut scan = Scan::new(segment, known_end)?;
+        let mut end = End { offset: from.unwrap_or(segment.start), batch_start: None };
         while end.offset < scan.len {
             if let Some(record) = scan.record_at(end.offset)? {
                 self.show(segment.number, end.offset, &record)?;
-                end.batch_start = record.header.batch.start;
+                end.batch_start = Some(record.header.batch.start);
                 end.offset = record.end;
-            } else if is_last && !scan.later_batch_follows(end.offset)? {
-                end.is_torn = true;
-                let bytes = scan.len - end.offset;
-                let cut = Cut { segment: segment.number, offset: end.offset, bytes };
-                self.replayed.cut = Some(cut);
+            } else if known_end.is_none() && !scan.later_batch_follows(end.offset)? {
+                if scan.is_torn(end.offset, self.sequence + 1)? {
+                    let bytes = scan.len - end.offset;
+                    let cut = Cut { segment: segment.number, offset: end.offset, bytes };
+                    self.replayed.cut = Some(cut);
+                }
                 break;
             } else {
                 let next = scan.next_record(end.offset)?.unwrap_or(scan.len);
@@ -192,6 +244,23 @@ impl Replay<'_, '_> {
                 end.offset = next;
             }
         }
+        if let Some(known_end) = known_end {
+            self.note_damage(segment.number, end.offset, known_end);
+            end.offset = end.offset.max(known_end);
+        }
+        Ok(end)
+    }
+
+    /// Notes a segment of which no record can be checked, and gives its end.
+    fn headless(
+        &mut self,
+        disk: &dyn Disk,
+        number: SegmentNumber,
+        known_end: Option<u32>,
+    ) -> Result<u32, LogError> {
+        let file = disk.open(&number.to_string()).map_err(LogError::io("open", number))?;
+        let end = known_end.map_or_else(|| segment::file_bytes(&*file, number), Ok)?;
+        self.replayed.damages.push(Damage::Range { segment: number, offset: 0, bytes: end });
         Ok(end)
     }
 
@@ -202,10 +271,16 @@ impl Replay<'_, '_> {
         record: &Record<'_>,
     ) -> Result<(), LogError> {
         let Header { payload_bytes, kind, flags, batch } = record.header;
-        let shown = if flags == 0 {
-            (self.visit)(Place { segment, offset, payload_bytes }, kind, record.payload)
-        } else {
-            Err(format!("it has flags {flags:#04x} of a newer format; start a newer program"))
+        let place = Place { segment, offset, payload_bytes };
+        let shown = match SegmentNumber::decode(record.payload) {
+            _ if flags & !FLAG_LAST != 0 => {
+                Err(format!("it has flags {flags:#04x} of a newer format; start a newer program"))
+            }
+            Some(dropped) if kind == KIND_DROPPED => {
+                self.segments.remove(&dropped);
+                Ok(())
+            }
+            _ => (self.visit)(place, kind, record.payload),
         };
         shown.map_err(|why| {
             LogError::refused(segment, format!("the record at offset {offset}: {why}"))
@@ -218,23 +293,28 @@ impl Replay<'_, '_> {
 /// Where a segment's records end.
 struct End {
     offset: u32,
-    /// Where the last batch begins, or the file if there is none.
-    batch_start: u32,
-    is_torn: bool,
+    /// Where the last batch that was shown begins.
+    batch_start: Option<u32>,
 }
 
 impl End {
-    /// Makes what was shown of the last segment durable, and cuts off the rest.
+    /// Makes what was shown of the last segment durable, and cuts off the rest: what is left of a
+    /// torn batch could pass for records behind the next one.
     fn settle(&self, disk: &dyn Disk, segment: &Segment) -> Result<(), LogError> {
         let settle = || {
-            if self.is_torn {
-                segment.file.set_len(u64::from(self.offset))?;
-            }
             // Written again, because pages whose sync failed in an earlier process can look clean
             // without being on the disk: a sync alone would skip them.
-            let bytes = (self.offset - self.batch_start) as usize;
-            let bytes = segment.read(self.batch_start, bytes)?;
-            segment.file.write_at(u64::from(self.batch_start), &bytes)?;
+            if let Some(start) = self.batch_start {
+                // Of what fills the last block some may be missing.
+                let len = segment.file.len_bytes()?.min(u64::from(self.offset));
+                let bytes = len.saturating_sub(u64::from(start));
+                let bytes = segment.read(start, usize::try_from(bytes).unwrap_or(usize::MAX))?;
+                let mut buffer = Buffer::new(bytes.len() + BLOCK_BYTES);
+                buffer.push(&bytes);
+                buffer.pad(BLOCK_BYTES);
+                segment.file.write_blocks(u64::from(start), buffer.bytes())?;
+            }
+            segment.file.set_len(u64::from(self.offset))?;
             segment.file.sync_data()?;
             disk.sync_names()
         };
@@ -258,8 +338,9 @@ struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    fn new(segment: &'a Segment) -> Result<Self, LogError> {
+    fn new(segment: &'a Segment, known_end: Option<u32>) -> Result<Self, LogError> {
         let len = segment::file_bytes(&*segment.file, segment.number)?;
+        let len = known_end.map_or(len, |end| end.min(len));
         Ok(Self { segment, len, window: Vec::new(), window_start: 0 })
     }
 
@@ -277,7 +358,7 @@ impl<'a> Scan<'a> {
         Ok(valid.map(|stored| Record {
             header,
             payload: &stored[record::HEADER_BYTES..][..header.payload_bytes as usize],
-            end: offset + record::length(stored),
+            end: record::end(header, offset),
         }))
     }
 
@@ -294,14 +375,19 @@ impl<'a> Scan<'a> {
     /// Tells whether a batch was written after the one that a bad record belongs to. Records of
     /// the bad one's own batch prove nothing: it may have been torn in its midst.
     fn later_batch_follows(&mut self, bad: u32) -> Result<bool, LogError> {
-        let mut from = bad;
-        while let Some(offset) = self.next_record(from)? {
-            if self.record_at(offset)?.is_some_and(|record| record.header.batch.start > bad) {
+        for start in (0..self.len).step_by(BLOCK_BYTES).skip_while(|start| *start <= bad) {
+            if self.record_at(start)?.is_some_and(|record| record.header.batch.start == start) {
                 return Ok(true);
             }
-            from = offset;
         }
         Ok(false)
+    }
+
+    /// Tells whether there seems to be what is left of the batch of this number or the one before.
+    fn is_torn(&mut self, offset: u32, sequence: u64) -> Result<bool, LogError> {
+        let header = self.bytes(offset, record::HEADER_BYTES)?;
+        let header = header.and_then(|bytes| Header::parse(bytes, offset));
+        Ok(header.is_some_and(|header| (sequence - 1..=sequence).contains(&header.batch.sequence)))
     }
 
     /// Gives bytes of the file; `None` if it ends before.

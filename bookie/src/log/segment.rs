@@ -3,104 +3,121 @@
 //! | offset | bytes | what, little-endian |
 //! |---|---|---|
 //! | 0 | 8 | `inkf-log` |
-//! | 8 | 4 | CRC32C of the header with these four bytes as zeros; so in every format |
-//! | 12 | 4 | format version |
-//! | 16 | 16 | UUID of the log |
-//! | 32 | 4 | segment number |
-//! | 36 | 4 | life: how many times the file has been a segment |
-//! | 40 | 4 | length of the segment before when this one was begun |
-//! | 44 | 20 | zeros |
+//! | 8 | 4 | CRC32C of all that follows up to the end of the message |
+//! | 12 | 4 | format version; all before here is so in every format |
+//! | 16 | 4 | length of the message |
+//! | 20 | | a protobuf message: the log, the number, the segments before; zeros up to a block |
 //!
 //! Records follow.
+//!
+//! A file is reused: a segment that was dropped becomes a spare, which becomes another segment. So
+//! bytes of an earlier segment may follow the last record; as the number of that segment is part of
+//! their checksums, they are no records of this one.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
-use bytes::{Buf, BufMut};
+use prost::Message;
 use uuid::Uuid;
 
+use super::buffer::Buffer;
 use super::record::{self, Seed};
+use super::spares::Spares;
 use super::{LogError, SegmentNumber};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{BLOCK_BYTES, Disk, DiskFile};
 
 /// How long a segment grows.
 pub const SEGMENT_BYTES_MAX: u32 = 256 << 20;
 
-pub(super) const HEADER_BYTES: u32 = 64;
-
 const MAGIC: &[u8; 8] = b"inkf-log";
-const FORMAT: u32 = 1;
-/// Files are not reused yet.
-const FIRST_LIFE: u32 = 1;
+const FORMAT: u32 = 2;
+const FIXED_BYTES: usize = 20;
+/// A header is no longer, however many segments it lists.
+const HEADER_BYTES_MAX: usize = 1 << 20;
 
 /// A segment whose header has been checked.
 pub(super) struct Segment {
     pub(super) number: SegmentNumber,
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) seed: Seed,
-    pub(super) previous_bytes: u32,
-}
-
-/// What was found at a segment's name.
-pub(super) enum Found {
-    Whole(Segment),
-    /// The header is damaged, so no record can be checked.
-    Headless {
-        file_bytes: u32,
-    },
+    /// Where its records begin.
+    pub(super) start: u32,
+    /// Where those of the segment before ended.
+    pub(super) previous_end: u32,
+    /// The segments that there were before it.
+    pub(super) earlier: BTreeSet<SegmentNumber>,
 }
 
 impl Segment {
-    /// Makes a segment; it is durable, with its name, when this returns.
+    /// Makes a segment, of a spare file if there is one; it is durable, with its name, when this
+    /// returns.
     pub(super) fn create(
         disk: &dyn Disk,
+        spares: &Spares,
         log: Uuid,
         number: SegmentNumber,
-        previous_bytes: u32,
+        (previous_end, earlier): (u32, &BTreeSet<SegmentNumber>),
     ) -> Result<Self, LogError> {
-        let header = Header { format: FORMAT, log, number, life: FIRST_LIFE, previous_bytes };
+        let header = Header { log, number, previous_end, earlier: earlier.clone() };
+        let encoded = header.encode().ok_or_else(|| {
+            LogError::refused(number, "there are too many segments: the log takes no more")
+        })?;
         let make = || {
-            let file = disk.create(&number.to_string())?;
-            file.write_at(0, &header.encode())?;
-            file.sync_data()?;
+            let (name, file) = spares.take(disk)?;
+            file.write_blocks(0, encoded.bytes())?;
+            disk.rename(&name, &number.to_string())?;
             disk.sync_names()?;
             Ok(file)
         };
         let file = make().map_err(LogError::io("make", number))?;
-        Ok(Self { number, file, seed: Seed::new(log, number, FIRST_LIFE), previous_bytes })
+        Ok(Self::new(header, file, record::length(encoded.bytes())))
     }
 
-    /// Opens a segment; refuses one of another log, of another number or of a newer format.
+    /// Opens a segment; none if its header is damaged, so that no record can be checked. Refuses
+    /// one of another log, of another number or of a newer format.
     pub(super) fn open(
         disk: &dyn Disk,
         log: Uuid,
         number: SegmentNumber,
-    ) -> Result<Found, LogError> {
+    ) -> Result<Option<Self>, LogError> {
         let file = disk.open(&number.to_string()).map_err(LogError::io("open", number))?;
         let file_bytes = file_bytes(&*file, number)?;
-        let mut bytes = [0; HEADER_BYTES as usize];
-        if file_bytes < HEADER_BYTES {
-            return Ok(Found::Headless { file_bytes });
-        }
-        file.read_at(0, &mut bytes).map_err(LogError::io("read", number))?;
-        let Some(header) = Header::parse(&bytes) else {
-            return Ok(Found::Headless { file_bytes });
+        let read = |bytes: usize| {
+            let mut buffer = vec![0; bytes.min(file_bytes as usize)];
+            file.read_at(0, &mut buffer).map_err(LogError::io("read", number))?;
+            Ok::<_, LogError>(buffer)
         };
-        let why = if header.format != FORMAT {
-            format!(
-                "it has format {}, but this program reads up to {FORMAT}; start a newer program",
-                header.format
-            )
-        } else if header.log != log {
+        let mut bytes = read(BLOCK_BYTES)?;
+        if let Some(wanted) = Header::bytes(&bytes)
+            && wanted > bytes.len()
+        {
+            bytes = read(wanted)?;
+        }
+        let header = match Header::parse(&bytes) {
+            Parsed::Damaged => return Ok(None),
+            Parsed::Format(format) => {
+                let why = format!(
+                    "it has format {format}, and this program reads format {FORMAT}; start the \
+                     version that wrote it"
+                );
+                return Err(LogError::refused(number, why));
+            }
+            Parsed::Header(header) => header,
+        };
+        let why = if header.log != log {
             format!("it belongs to the log {}, but this directory's log is {log}", header.log)
         } else if header.number != number {
             format!("it was written as {}; give it back that name", header.number)
         } else {
-            let seed = Seed::new(log, number, header.life);
-            let previous_bytes = header.previous_bytes;
-            return Ok(Found::Whole(Self { number, file, seed, previous_bytes }));
+            return Ok(Some(Self::new(header, file, record::length(&bytes))));
         };
         Err(LogError::refused(number, why))
+    }
+
+    fn new(header: Header, file: Arc<dyn DiskFile>, start: u32) -> Self {
+        let Header { log, number, previous_end, earlier } = header;
+        Self { number, file, seed: Seed::new(log, number), start, previous_end, earlier }
     }
 
     pub(super) fn read(&self, offset: u32, bytes: usize) -> io::Result<Vec<u8>> {
@@ -111,7 +128,7 @@ impl Segment {
 }
 
 /// Lists a directory's segments in order.
-pub(super) fn list(disk: &dyn Disk) -> Result<Vec<SegmentNumber>, LogError> {
+pub(super) fn list(disk: &dyn Disk) -> Result<BTreeSet<SegmentNumber>, LogError> {
     let names = disk.list().map_err(LogError::io("list", "the directory"))?;
     let segments = names.iter().filter(|name| name.starts_with("log-"));
     let parse = |name: &String| {
@@ -137,49 +154,104 @@ pub(super) fn file_bytes(file: &dyn DiskFile, number: SegmentNumber) -> Result<u
 }
 
 const _: () = assert!(
-    super::writer::BATCH_BYTES_MAX + record::PAYLOAD_BYTES_MAX + 1024 <= SEGMENT_BYTES_MAX as usize
+    super::writer::BATCH_BYTES_MAX + record::PAYLOAD_BYTES_MAX + HEADER_BYTES_MAX + 2 * BLOCK_BYTES
+        <= SEGMENT_BYTES_MAX as usize
 );
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Header {
-    format: u32,
     log: Uuid,
     number: SegmentNumber,
-    life: u32,
-    previous_bytes: u32,
+    previous_end: u32,
+    earlier: BTreeSet<SegmentNumber>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StoredHeader {
+    #[prost(bytes = "vec", tag = "1")]
+    log: Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    number: u32,
+    #[prost(uint32, tag = "3")]
+    previous_end: u32,
+    /// Of each segment before this one, by how much its number is higher than that of the one
+    /// before it, or than 0.
+    #[prost(uint32, repeated, tag = "4")]
+    earlier: Vec<u32>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Parsed {
+    Header(Header),
+    /// It is of a format that this program does not know.
+    Format(u32),
+    Damaged,
 }
 
 impl Header {
-    fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES as usize);
-        bytes.put_slice(MAGIC);
-        bytes.put_u32_le(0);
-        bytes.put_u32_le(self.format);
-        bytes.put_slice(self.log.as_bytes());
-        bytes.put_u32_le(self.number.0);
-        bytes.put_u32_le(self.life);
-        bytes.put_u32_le(self.previous_bytes);
-        bytes.resize(HEADER_BYTES as usize, 0);
-        let checksum = crc32c::crc32c(&bytes);
-        bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
-        bytes
-    }
-
-    /// Reads a header; `None` if it is damaged or none.
-    ///
-    /// The fields after the format mean something only if the format is known.
-    fn parse(bytes: &[u8; HEADER_BYTES as usize]) -> Option<Self> {
-        let mut zeroed = *bytes;
-        zeroed[8..12].fill(0);
-        let mut fields = &bytes[8..];
-        if bytes[..8] != *MAGIC || fields.get_u32_le() != crc32c::crc32c(&zeroed) {
+    /// Encodes the header with what fills its last block; none if it lists too much.
+    fn encode(&self) -> Option<Buffer> {
+        let before = [0].into_iter().chain(self.earlier.iter().map(|number| number.0));
+        let message = StoredHeader {
+            log: self.log.as_bytes().to_vec(),
+            number: self.number.0,
+            previous_end: self.previous_end,
+            earlier: self.earlier.iter().zip(before).map(|(it, before)| it.0 - before).collect(),
+        }
+        .encode_to_vec();
+        if FIXED_BYTES + message.len() > HEADER_BYTES_MAX {
             return None;
         }
-        let format = fields.get_u32_le();
-        let log = Uuid::from_u128(fields.get_u128());
-        let number = SegmentNumber(fields.get_u32_le());
-        let (life, previous_bytes) = (fields.get_u32_le(), fields.get_u32_le());
-        Some(Self { format, log, number, life, previous_bytes })
+        let mut checked = FORMAT.to_le_bytes().to_vec();
+        checked.extend_from_slice(&record::length(&message).to_le_bytes());
+        checked.extend_from_slice(&message);
+        let mut buffer = Buffer::new(HEADER_BYTES_MAX.min(checked.len() + 2 * BLOCK_BYTES));
+        buffer.push(MAGIC);
+        buffer.push(&crc32c::crc32c(&checked).to_le_bytes());
+        buffer.push(&checked);
+        buffer.pad(BLOCK_BYTES);
+        Some(buffer)
+    }
+
+    /// Tells from its beginning how long a header is, with what fills its last block; none if it
+    /// is no header.
+    fn bytes(bytes: &[u8]) -> Option<usize> {
+        let (magic, rest) = bytes.split_first_chunk()?;
+        let length = rest.get(8..12)?.try_into().ok().map(u32::from_le_bytes)?;
+        let bytes = FIXED_BYTES + length as usize;
+        (magic == MAGIC && bytes <= HEADER_BYTES_MAX).then(|| bytes.next_multiple_of(BLOCK_BYTES))
+    }
+
+    fn parse(bytes: &[u8]) -> Parsed {
+        Self::try_parse(bytes).unwrap_or(Parsed::Damaged)
+    }
+
+    fn try_parse(bytes: &[u8]) -> Option<Parsed> {
+        let (magic, rest) = bytes.split_first_chunk()?;
+        let (checksum, checked) = rest.split_first_chunk()?;
+        let (format, rest) = checked.split_first_chunk()?;
+        let (length, rest) = rest.split_first_chunk()?;
+        let message = rest.get(..u32::from_le_bytes(*length) as usize)?;
+        let checked = &checked[..8 + message.len()];
+        if magic != MAGIC || u32::from_le_bytes(*checksum) != crc32c::crc32c(checked) {
+            return None;
+        }
+        let format = u32::from_le_bytes(*format);
+        if format != FORMAT {
+            return Some(Parsed::Format(format));
+        }
+        let stored = StoredHeader::decode(message).ok()?;
+        let mut last = 0_u32;
+        let mut number = |higher: u32| {
+            last = last.checked_add(higher)?;
+            Some(SegmentNumber(last))
+        };
+        Some(Parsed::Header(Self {
+            log: Uuid::from_slice(&stored.log).ok()?,
+            number: SegmentNumber(stored.number),
+            previous_end: stored.previous_end,
+            earlier: stored.earlier.into_iter().map(&mut number).collect::<Option<_>>()?,
+        }))
     }
 }
 
@@ -194,29 +266,51 @@ mod tests {
     const NUMBER: SegmentNumber = SegmentNumber(5);
 
     fn header() -> Header {
-        Header { format: FORMAT, log: LOG, number: NUMBER, life: 1, previous_bytes: 99 }
+        let earlier = [1, 2, 4].map(SegmentNumber).into();
+        Header { log: LOG, number: NUMBER, previous_end: 8192, earlier }
     }
 
     #[test]
     fn every_flipped_bit_of_a_header_is_noticed() {
-        let bytes: [u8; 64] = header().encode().try_into().unwrap();
-        assert_eq!(Header::parse(&bytes), Some(header()));
-        for bit in 0..bytes.len() * 8 {
-            let mut flipped = bytes;
+        let bytes = header().encode().unwrap().bytes().to_vec();
+        assert_eq!(bytes.len(), BLOCK_BYTES);
+        assert_eq!(Header::parse(&bytes), Parsed::Header(header()));
+        let length = u32::from_le_bytes(bytes[16..20].try_into().unwrap()) as usize;
+        for bit in 0..(FIXED_BYTES + length) * 8 {
+            let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Header::parse(&flipped), None, "bit {bit}");
+            assert_eq!(Header::parse(&flipped), Parsed::Damaged, "bit {bit}");
         }
     }
 
     #[test]
+    fn a_header_lists_thousands_of_segments() {
+        let disk = MemoryDisk::new();
+        let earlier: BTreeSet<_> = (1..100_000).step_by(7).map(SegmentNumber).collect();
+        let number = SegmentNumber(100_000);
+        let create = || Segment::create(&disk, &Spares::default(), LOG, number, (1, &earlier));
+        let made = create().unwrap();
+        let found = Segment::open(&disk, LOG, number).unwrap().unwrap();
+        assert_eq!(found.earlier, earlier);
+        assert_eq!((found.start, found.previous_end), (made.start, 1));
+        assert!(found.start > 3 * record::length(&[0; BLOCK_BYTES]));
+    }
+
+    #[test]
     fn foreign_segments_are_refused_with_words() {
-        for (header, words) in [
-            (Header { format: 2, ..header() }, "start a newer program"),
-            (Header { log: Uuid::nil(), ..header() }, "belongs to the log 00000000-"),
-            (Header { number: SegmentNumber(6), ..header() }, "as log-0000000000000006"),
+        let mut newer = header().encode().unwrap().bytes().to_vec();
+        newer[12] = 9;
+        let length = u32::from_le_bytes(newer[16..20].try_into().unwrap()) as usize;
+        let checksum = crc32c::crc32c(&newer[12..FIXED_BYTES + length]);
+        newer[8..12].copy_from_slice(&checksum.to_le_bytes());
+        let encoded = |header: Header| header.encode().unwrap().bytes().to_vec();
+        for (bytes, words) in [
+            (newer, "has format 9"),
+            (encoded(Header { log: Uuid::nil(), ..header() }), "belongs to the log 00000000-"),
+            (encoded(Header { number: SegmentNumber(6), ..header() }), "as log-0000000000000006"),
         ] {
             let disk = MemoryDisk::new();
-            disk.create(&NUMBER.to_string()).unwrap().write_at(0, &header.encode()).unwrap();
+            disk.create(&NUMBER.to_string()).unwrap().write_at(0, &bytes).unwrap();
             let error = Segment::open(&disk, LOG, NUMBER).err().unwrap().to_string();
             assert!(error.contains(words), "{error}");
         }
@@ -227,7 +321,7 @@ mod tests {
         for name in ["log-", "log-1", "log-0000000000000000", "log-0000009999999999"] {
             let disk = MemoryDisk::new();
             disk.create("identity").unwrap();
-            assert_eq!(list(&disk).unwrap(), []);
+            assert_eq!(list(&disk).unwrap(), BTreeSet::new());
             disk.create(name).unwrap();
             let error = list(&disk).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");
@@ -236,9 +330,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_parsed_without_panic(bytes: [u8; 32], more: [u8; 32]) {
-            let bytes: Vec<u8> = [&MAGIC[..], &bytes[8..], &more].concat();
-            prop_assert_eq!(Header::parse(&bytes.try_into().unwrap()), None);
+        fn any_bytes_are_parsed_without_panic(bytes: Vec<u8>) {
+            let bytes = [&MAGIC[..], &bytes].concat();
+            prop_assert_eq!(Header::parse(&bytes), Parsed::Damaged);
+            let _ = Header::bytes(&bytes);
         }
     }
 }

@@ -10,8 +10,17 @@ use super::*;
 use crate::disk::{Disk, MemoryDisk, OsDisk, Unsynced};
 use crate::executor::Executor;
 
+mod segments;
+mod writer;
+
 const LOG: Uuid = Uuid::from_u128(0xa11);
-const HEADER_BYTES: u32 = segment::HEADER_BYTES;
+/// Where the records of a segment begin in these tests.
+const START: u32 = BLOCK;
+const BLOCK: u32 = 4096;
+/// So small that a segment takes one small batch.
+const SMALL: u32 = 2 * BLOCK;
+/// So that it takes several batches.
+const SEVERAL: u32 = 6 * BLOCK;
 
 /// What a replay showed.
 type Shown = Vec<(Place, Vec<u8>)>;
@@ -25,12 +34,16 @@ fn try_open(
     segment_bytes_max: u32,
 ) -> Result<(Tail, Shown, Replayed), LogError> {
     let mut shown = Vec::new();
-    let (tail, replayed) =
-        open(Arc::new(disk.clone()), settings(segment_bytes_max), &mut |place, kind, payload| {
+    let (tail, replayed) = open(
+        Arc::new(disk.clone()),
+        settings(segment_bytes_max),
+        None,
+        &mut |place, kind, payload| {
             assert_eq!(usize::from(kind), payload.len() % 256);
             shown.push((place, payload.to_vec()));
             Ok(())
-        })?;
+        },
+    )?;
     Ok((tail, shown, replayed))
 }
 
@@ -71,6 +84,13 @@ fn six_records() -> (MemoryDisk, Shown) {
     (disk, all)
 }
 
+fn read(disk: &MemoryDisk, name: &str) -> Vec<u8> {
+    let file = disk.open(name).unwrap();
+    let mut bytes = vec![0; usize::try_from(file.len_bytes().unwrap()).unwrap()];
+    file.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
 fn name(number: u32) -> String {
     SegmentNumber(number).to_string()
 }
@@ -78,6 +98,11 @@ fn name(number: u32) -> String {
 /// Where the record ends in its file.
 fn end(place: Place) -> u32 {
     place.offset + u32::try_from(record::stored_bytes(place.payload_bytes as usize)).unwrap()
+}
+
+/// Where its batch ends, if it is the last of it.
+fn batch_end(place: Place) -> u32 {
+    end(place).next_multiple_of(BLOCK)
 }
 
 fn range(segment: u32, offset: u32, end: u32) -> Damage {
@@ -92,11 +117,12 @@ async fn records_are_replayed_and_read_on_a_real_disk() {
     let mut expected = Vec::new();
     for round in 0..3 {
         let mut shown = Vec::new();
-        let (tail, replayed) = open(disk.clone(), settings(3000), &mut |place, _, payload| {
-            shown.push((place, payload.to_vec()));
-            Ok(())
-        })
-        .unwrap();
+        let (tail, replayed) =
+            open(disk.clone(), settings(30_000), None, &mut |place, _, payload| {
+                shown.push((place, payload.to_vec()));
+                Ok(())
+            })
+            .unwrap();
         assert_eq!((shown, replayed), (expected.clone(), Replayed::default()));
 
         let (appender, mut completions) = tail.start(Executor::Threads);
@@ -120,36 +146,54 @@ async fn records_are_replayed_and_read_on_a_real_disk() {
 #[test]
 fn a_last_record_torn_at_any_byte_is_cut() {
     let (disk, mut tail) = new_log();
-    let mut all = commit(&mut tail, &payloads(&["first", "second"])).unwrap();
+    let all = commit(&mut tail, &payloads(&["first", "second"])).unwrap();
     let start = tail.end;
     let last = commit(&mut tail, &payloads(&["the last one"])).unwrap();
-    let mut bytes = vec![0; (tail.end - start) as usize];
-    let file = disk.open(&name(1)).unwrap();
-    file.read_at(u64::from(start), &mut bytes).unwrap();
-
-    for torn in 0..u32::try_from(bytes.len()).unwrap() {
-        file.set_len(u64::from(start)).unwrap();
-        file.write_at(u64::from(start), &bytes[..torn as usize]).unwrap();
+    let whole = read(&disk, &name(1));
+    for torn in start..end(last[0].0) {
+        let disk = MemoryDisk::new();
+        let file = disk.create(&name(1)).unwrap();
+        file.write_at(0, &whole[..torn as usize]).unwrap();
         let (mut tail, shown, replayed) = reopen(&disk);
-        let cut = Cut { segment: SegmentNumber(1), offset: start, bytes: torn };
-        assert_eq!(replayed, Replayed { cut: (torn > 0).then_some(cut), damages: vec![] });
+        // With a header, it looks like what it is.
+        let torn_bytes = torn - start;
+        let cut = Cut { segment: SegmentNumber(1), offset: start, bytes: torn_bytes };
+        let is_seen = torn_bytes as usize >= record::HEADER_BYTES;
+        assert_eq!(replayed, Replayed { cut: is_seen.then_some(cut), damages: vec![] });
         assert_eq!(shown, all, "torn at {torn}");
-        assert_eq!(commit(&mut tail, &payloads(&["the last one"])).unwrap(), last);
+        assert_eq!(read(&disk, &name(1)), whole[..start as usize]);
+
+        // Nothing of it comes back behind what comes now.
+        let more = commit(&mut tail, &payloads(&["more"])).unwrap();
+        assert_eq!(more[0].0.offset, start);
+        assert_eq!(reopen(&disk).1, [&all[..], &more].concat());
+        assert_eq!(reopen(&disk).2, Replayed::default());
     }
-    all.extend(last);
-    assert_eq!(reopen(&disk).1, all);
 }
 
 #[test]
 fn a_batch_torn_in_its_midst_is_cut_though_records_of_it_follow() {
     let (disk, all) = six_records();
-    disk.flip_bit(&name(1), all[4].0.offset as usize + 10, 0);
+    disk.flip_bit(&name(1), all[4].0.offset as usize + 30, 0);
     let (_, shown, replayed) = reopen(&disk);
     assert_eq!(shown, all[..4]);
-    let (offset, bytes) = (all[4].0.offset, end(all[5].0) - all[4].0.offset);
+    let (offset, bytes) = (all[4].0.offset, batch_end(all[5].0) - all[4].0.offset);
     let cut = Some(Cut { segment: SegmentNumber(1), offset, bytes });
     assert_eq!(replayed, Replayed { cut, damages: vec![] });
     assert_eq!(reopen(&disk).2, Replayed::default());
+}
+
+#[test]
+fn the_first_records_of_a_torn_batch_stay_as_they_were_shown() {
+    let (disk, all) = six_records();
+    disk.flip_bit(&name(1), all[5].0.offset as usize + 30, 0);
+    for _ in 0..2 {
+        let (mut tail, shown, replayed) = reopen(&disk);
+        assert_eq!(shown[..5], all[..5]);
+        assert_eq!(replayed.damages, []);
+        commit(&mut tail, &payloads(&["behind it"])).unwrap();
+        disk.crash(Unsynced::Lost);
+    }
 }
 
 #[tokio::test]
@@ -157,10 +201,11 @@ async fn a_corrupt_byte_before_the_last_batch_is_damage() {
     for victim in 0..4 {
         let (disk, all) = six_records();
         let (start, end) = (all[victim].0.offset, end(all[victim].0));
+        let next = all[victim + 1].0.offset;
         for offset in start..end {
             disk.flip_bit(&name(1), offset as usize, (offset % 8) as u8);
             let (_, shown, replayed) = reopen(&disk);
-            assert_eq!(replayed, Replayed { cut: None, damages: vec![range(1, start, end)] });
+            assert_eq!(replayed, Replayed { cut: None, damages: vec![range(1, start, next)] });
             assert_eq!(shown, [&all[..victim], &all[victim + 1..]].concat(), "at {offset}");
 
             let reader = Reader::new(Arc::new(disk.clone()), LOG, Executor::Inline);
@@ -190,7 +235,7 @@ fn a_damaged_log_goes_on_behind_its_end() {
 fn three_segments() -> (MemoryDisk, Shown) {
     let disk = MemoryDisk::new();
     create(&disk, LOG).unwrap();
-    let (mut tail, ..) = try_open(&disk, 200).unwrap();
+    let (mut tail, ..) = try_open(&disk, SMALL).unwrap();
     let records = ["one", "two", "three"].map(|text| {
         let payload = [text.as_bytes(), &[b'.'; 100]].concat();
         commit(&mut tail, &[payload]).unwrap().remove(0)
@@ -202,16 +247,16 @@ fn three_segments() -> (MemoryDisk, Shown) {
 #[test]
 fn any_damage_before_the_last_segment_is_reported() {
     let (disk, all) = three_segments();
-    assert_eq!(try_open(&disk, 200).unwrap().1, all);
-    let len = end(all[1].0);
+    assert_eq!(try_open(&disk, SMALL).unwrap().1, all);
+    let len = batch_end(all[1].0);
     let damaged = |disk: &MemoryDisk, damage: Damage| {
-        let (_, shown, replayed) = try_open(disk, 200).unwrap();
+        let (_, shown, replayed) = try_open(disk, SMALL).unwrap();
         assert_eq!(replayed, Replayed { cut: None, damages: vec![damage] });
         assert_eq!(shown, [all[0].clone(), all[2].clone()]);
     };
     // The last record of its segment is no torn tail if there is a segment after it.
-    disk.flip_bit(&name(2), len as usize - 1, 0);
-    damaged(&disk, range(2, HEADER_BYTES, len));
+    disk.flip_bit(&name(2), end(all[1].0) as usize - 1, 0);
+    damaged(&disk, range(2, START, len));
     disk.flip_bit(&name(2), 20, 0);
     damaged(&disk, range(2, 0, len));
     disk.remove(&name(2)).unwrap();
@@ -223,36 +268,37 @@ fn any_damage_before_the_last_segment_is_reported() {
 fn a_segment_that_lost_its_end_is_noticed() {
     let (disk, all) = three_segments();
     let file = disk.open(&name(2)).unwrap();
-    file.set_len(u64::from(HEADER_BYTES)).unwrap();
-    let rest = range(2, HEADER_BYTES, end(all[1].0));
-    assert_eq!(try_open(&disk, 200).unwrap().2.damages, [rest]);
+    file.set_len(u64::from(START)).unwrap();
+    let rest = range(2, START, batch_end(all[1].0));
+    assert_eq!(try_open(&disk, SMALL).unwrap().2.damages, [rest]);
     file.set_len(10).unwrap();
-    let (header, rest) = (range(2, 0, 10), range(2, 10, end(all[1].0)));
-    assert_eq!(try_open(&disk, 200).unwrap().2.damages, [header, rest]);
+    let all_of_it = range(2, 0, batch_end(all[1].0));
+    assert_eq!(try_open(&disk, SMALL).unwrap().2.damages, [all_of_it]);
 }
 
 #[test]
 fn a_last_segment_with_a_damaged_header_is_left_behind() {
     let (disk, all) = three_segments();
     disk.flip_bit(&name(3), 3, 3);
-    let (mut tail, shown, replayed) = try_open(&disk, 200).unwrap();
+    let (mut tail, shown, replayed) = try_open(&disk, SMALL).unwrap();
     assert_eq!(shown, all[..2]);
-    assert_eq!(replayed.damages, [range(3, 0, end(all[2].0))]);
+    assert_eq!(replayed.damages, [range(3, 0, batch_end(all[2].0))]);
     let [(place, _)] = commit(&mut tail, &payloads(&["new"])).unwrap().try_into().unwrap();
-    assert_eq!((place.segment, place.offset), (SegmentNumber(4), HEADER_BYTES));
-    assert_eq!(try_open(&disk, 200).unwrap().1.len(), 3);
+    assert_eq!((place.segment, place.offset), (SegmentNumber(4), START));
+    assert_eq!(try_open(&disk, SMALL).unwrap().1.len(), 3);
 }
 
 #[test]
 fn a_segment_whose_making_was_cut_short_is_made_again() {
-    for len in [0, 8, u64::from(HEADER_BYTES)] {
+    for len in [0, 8, u64::from(START), u64::from(3 * BLOCK)] {
         let (disk, all) = three_segments();
-        disk.create(&name(4)).unwrap().set_len(len).unwrap();
-        let (mut tail, shown, replayed) = try_open(&disk, 200).unwrap();
+        disk.create("spare-fresh").unwrap().set_len(len).unwrap();
+        let (mut tail, shown, replayed) = try_open(&disk, SMALL).unwrap();
         assert_eq!((&shown, replayed), (&all, Replayed::default()));
         let [(place, _)] = commit(&mut tail, &payloads(&["new"])).unwrap().try_into().unwrap();
-        assert_eq!((place.segment, place.offset), (SegmentNumber(4), HEADER_BYTES));
-        assert_eq!(try_open(&disk, 200).unwrap().1.len(), 4);
+        assert_eq!((place.segment, place.offset), (SegmentNumber(4), START));
+        assert_eq!(disk.list().unwrap(), [name(1), name(2), name(3), name(4)]);
+        assert_eq!(try_open(&disk, SMALL).unwrap().1.len(), 4);
     }
 }
 
@@ -273,11 +319,11 @@ fn refusals_have_words() {
     assert!(error.contains("holds records"), "{error}");
     let mut other = settings(SEGMENT_BYTES_MAX);
     other.log = Uuid::nil();
-    let error = open(Arc::new(disk.clone()), other, &mut |_, _, _| Ok(())).err().unwrap();
+    let error = open(Arc::new(disk.clone()), other, None, &mut |_, _, _| Ok(())).err().unwrap();
     assert!(error.to_string().contains("belongs to the log 0000"), "{error}");
     let mut refuse = |_: Place, _: u8, _: &[u8]| Err("a kind of tomorrow".to_owned());
-    let error = open(Arc::new(disk), settings(SEGMENT_BYTES_MAX), &mut refuse).err().unwrap();
-    assert!(error.to_string().ends_with("record at offset 64: a kind of tomorrow"), "{error}");
+    let error = open(Arc::new(disk), settings(SEGMENT_BYTES_MAX), None, &mut refuse).err().unwrap();
+    assert!(error.to_string().ends_with("record at offset 4096: a kind of tomorrow"), "{error}");
     let error = try_open(&MemoryDisk::new(), SEGMENT_BYTES_MAX).err().unwrap();
     assert!(matches!(error, LogError::NoSegment));
 }
@@ -286,23 +332,22 @@ fn refusals_have_words() {
 fn a_record_with_unknown_flags_is_refused() {
     let (disk, all) = six_records();
     let (place, payload) = &all[5];
-    let seed = record::Seed::new(LOG, SegmentNumber(1), 1);
+    let seed = record::Seed::new(LOG, SegmentNumber(1));
     let batch = record::Batch { sequence: 3, start: place.offset };
-    let mut stored = Vec::new();
-    record::encode(&mut stored, seed, batch, 9, payload);
-    stored[9] = 0x80;
-    let checksum = seed.checksum(place.offset, &stored);
-    stored[..4].copy_from_slice(&checksum.to_le_bytes());
-    disk.open(&name(1)).unwrap().write_at(u64::from(place.offset), &stored).unwrap();
+    let payload_bytes = place.payload_bytes;
+    let mut stored = buffer::Buffer::new(100);
+    let header = record::Header { payload_bytes, kind: 9, flags: 0x81, batch };
+    record::encode(&mut stored, seed, header, payload);
+    disk.open(&name(1)).unwrap().write_at(u64::from(place.offset), stored.bytes()).unwrap();
     let error = try_open(&disk, SEGMENT_BYTES_MAX).err().unwrap().to_string();
-    assert!(error.contains("flags 0x80 of a newer format"), "{error}");
+    assert!(error.contains("flags 0x81 of a newer format"), "{error}");
 }
 
 #[test]
 fn a_new_segment_is_durable_before_its_first_record_is() {
     let (disk, mut all) = three_segments();
     disk.crash(Unsynced::Lost);
-    assert_eq!(try_open(&disk, 200).unwrap().1, all);
+    assert_eq!(try_open(&disk, SMALL).unwrap().1, all);
 
     // As if the process had ended between the making of a segment and the sync of its name.
     disk.rename(&name(3), "elsewhere").unwrap();
@@ -332,7 +377,7 @@ fn random_decay_is_noticed_and_never_misread() {
                 _ => file.write_at(random.u64(..=len), &garbage).unwrap(),
             }
         }
-        let (_, shown, replayed) = try_open(&disk, 4000).unwrap();
+        let (_, shown, replayed) = try_open(&disk, SEVERAL).unwrap();
         let mut rest = all.iter();
         assert!(shown.iter().all(|one| rest.any(|other| other == one)), "seed {seed}");
         // Only the last batches can go without notice, as if they had never been written.
@@ -341,108 +386,15 @@ fn random_decay_is_noticed_and_never_misread() {
     }
 }
 
-#[tokio::test]
-async fn what_is_queued_during_a_sync_shares_the_next() {
-    let (disk, tail) = new_log();
-    let before = disk.data_syncs();
-    let (appender, mut completions) = tail.start(Executor::Threads);
-    appender.push(append(b"first", 0));
-    // Lets the writer take it and begin; then nothing is awaited until all are queued.
-    tokio::task::yield_now().await;
-    (1..=1000).for_each(|token| appender.push(append(b"later", token)));
-    let first = completions.next().await.unwrap().unwrap();
-    assert_eq!(first.iter().map(|durable| durable.token).collect::<Vec<_>>(), [0]);
-    let second = completions.next().await.unwrap().unwrap();
-    let tokens: Vec<_> = second.iter().map(|durable| durable.token).collect();
-    assert_eq!(tokens, (1..=1000).collect::<Vec<_>>());
-    assert_eq!(disk.data_syncs() - before, 2);
-    drop(appender);
-    assert_eq!(completions.next().await.unwrap(), None);
-}
-
-#[tokio::test]
-async fn a_full_queue_waits_and_batches_are_bounded() {
-    let (_, tail) = new_log();
-    let (appender, mut completions) = tail.start(Executor::Inline);
-    let payload = vec![7; PAYLOAD_BYTES_MAX];
-    (0..5).for_each(|token| appender.push(append(&payload, token)));
-    tokio::select! {
-        biased;
-        _ = appender.ready() => panic!("there is no room"),
-        () = std::future::ready(()) => {}
-    }
-    let mut given = 0;
-    while given < 5 {
-        let batch = completions.next().await.unwrap().unwrap();
-        assert!(batch.len() <= 2);
-        given += batch.len();
-    }
-    appender.ready().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_failed_sync_is_final() {
-    for full in [false, true] {
-        let (disk, tail) = new_log();
-        let (appender, mut completions) = tail.start(Executor::Inline);
-        appender.push(append(b"durable", 1));
-        let durable = completions.next().await.unwrap().unwrap().remove(0);
-        if full {
-            disk.set_capacity_bytes(Some(110))
-        } else {
-            disk.fail_next_sync()
-        }
-        appender.push(append(b"lost", 2));
-        let words = if full { "cannot write to log-0000" } else { "cannot sync log-0000" };
-        for _ in 0..2 {
-            let Failed(why) = completions.next().await.unwrap_err();
-            assert!(why.to_string().contains(words), "{why}");
-            let LogError::Io { source, .. } = &*why else { panic!("{why}") };
-            assert_eq!(source.kind() == io::ErrorKind::StorageFull, full);
-            disk.set_capacity_bytes(None);
-            appender.ready().await.unwrap_err();
-            appender.push(append(b"dropped", 3));
-        }
-        disk.crash(Unsynced::Lost);
-        let (mut tail, shown, replayed) = reopen(&disk);
-        assert_eq!(shown, [(durable.place, b"durable".to_vec())]);
-        assert_eq!(replayed.damages, []);
-        commit(&mut tail, &payloads(&["goes on"])).unwrap();
-    }
-}
-
-#[test]
-fn what_a_replay_showed_survives_also_after_a_failed_sync() {
-    let (disk, mut tail) = new_log();
-    disk.fail_next_sync();
-    commit(&mut tail, &payloads(&["in the cache alone"])).unwrap_err();
-    // Only the process ends.
-    let (_, shown, _) = reopen(&disk);
-    assert_eq!(shown.len(), 1);
-    disk.crash(Unsynced::Lost);
-    assert_eq!(reopen(&disk).1, shown);
-}
-
-#[tokio::test]
-async fn a_writer_that_dies_counts_as_failed() {
-    let (_, mut tail) = new_log();
-    (tail.segment, tail.next) = (None, SegmentNumber(u32::MAX));
-    let (appender, mut completions) = tail.start(Executor::Inline);
-    appender.push(append(b"in the last segment of all", ()));
-    let Failed(why) = completions.next().await.unwrap_err();
-    assert!(matches!(*why, LogError::Stopped));
-    appender.ready().await.unwrap_err();
-}
-
 /// Appends batches of random records, opening the log anew now and then, until the power goes or
 /// enough is done. Gives what was answered.
 fn run_until_power_loss(disk: &MemoryDisk, random: &mut fastrand::Rng) -> Shown {
     let mut answered = Vec::new();
     let mut run = || -> Result<(), LogError> {
-        let (mut tail, ..) = try_open(disk, 4000)?;
+        let (mut tail, ..) = try_open(disk, SEVERAL)?;
         for _ in 0..12 {
             if random.u8(..4) == 0 {
-                tail = try_open(disk, 4000)?.0;
+                tail = try_open(disk, SEVERAL)?.0;
             }
             let batch: Vec<_> =
                 (0..random.usize(1..5)).map(|_| vec![random.u8(..); random.usize(..900)]).collect();
@@ -475,14 +427,14 @@ fn a_power_loss_at_any_step_keeps_what_was_answered() {
             disk.crash(unsynced);
 
             let at = format!("seed {seed}, step {step}, {unsynced:?}");
-            let (mut tail, mut shown, replayed) = try_open(&disk, 4000).expect(&at);
+            let (mut tail, mut shown, replayed) = try_open(&disk, SEVERAL).expect(&at);
             assert_eq!(replayed.damages, [], "{at}");
             assert_eq!(shown[..answered.len()], answered, "{at}");
 
             // What was shown and what comes now survives the next loss.
             shown.extend(commit(&mut tail, &payloads(&["after"])).expect(&at));
             disk.crash(Unsynced::Lost);
-            let (_, again, replayed) = try_open(&disk, 4000).expect(&at);
+            let (_, again, replayed) = try_open(&disk, SEVERAL).expect(&at);
             assert_eq!((again, replayed), (shown, Replayed::default()), "{at}");
             steps += 1;
             if is_over {

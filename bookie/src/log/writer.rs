@@ -1,22 +1,31 @@
 //! Appends records, many a sync.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 use uuid::Uuid;
 
-use super::record::{self, Batch, PAYLOAD_BYTES_MAX};
-use super::segment::{HEADER_BYTES, Segment};
-use super::{LogError, Place, SegmentNumber};
-use crate::disk::Disk;
+use super::buffer::Buffer;
+use super::record::{self, Batch, FLAG_LAST, Header, PAYLOAD_BYTES_MAX};
+use super::replay::Settings;
+use super::segment::{SEGMENT_BYTES_MAX, Segment};
+use super::spares::Spares;
+use super::{KIND_DROPPED, LogError, Place, SegmentNumber};
+use crate::disk::{BLOCK_BYTES, Disk};
 use crate::executor::Executor;
 
 /// A batch is full with the record that reaches this.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
 /// The most records of a batch.
 pub const BATCH_RECORDS_MAX: usize = 16 << 10;
+/// How far the disk is asked to set aside room ahead of the end.
+const RESERVED_BYTES: u64 = 16 << 20;
+/// Room for a batch, with the record that goes over the limit, and for what fills its last block.
+const BUFFER_BYTES: usize =
+    BATCH_BYTES_MAX + record::HEADER_BYTES + PAYLOAD_BYTES_MAX + BLOCK_BYTES;
+
 /// With this much queued there is no room for more.
 pub const QUEUE_BYTES_MAX: usize = 8 << 20;
 
@@ -120,18 +129,52 @@ pub struct Tail {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) log: Uuid,
     pub(super) segment_bytes_max: u32,
-    /// The segment that grows; `None` if the next batch begins one.
+    /// The segment that grows; none if the next batch begins one.
     pub(super) segment: Option<Segment>,
     /// The number of the next segment to be made.
     pub(super) next: SegmentNumber,
+    /// All segments that were not dropped.
+    pub(super) segments: BTreeSet<SegmentNumber>,
+    pub(super) spares: Spares,
     /// Where the last segment ends.
     pub(super) end: u32,
+    /// Up to where the disk has set aside room.
+    pub(super) reserved: u64,
     /// The sequence number of the last batch.
     pub(super) sequence: u64,
-    pub(super) buffer: Vec<u8>,
+    pub(super) buffer: Buffer,
 }
 
 impl Tail {
+    /// Makes the end of a log behind a segment, which is the last.
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        settings: Settings,
+        spares: Spares,
+        last: SegmentNumber,
+    ) -> Self {
+        Self {
+            disk,
+            log: settings.log,
+            segment_bytes_max: settings.segment_bytes_max.min(SEGMENT_BYTES_MAX),
+            segment: None,
+            next: last.next(),
+            segments: BTreeSet::new(),
+            spares,
+            end: 0,
+            reserved: 0,
+            sequence: 0,
+            buffer: Buffer::new(BUFFER_BYTES),
+        }
+    }
+
+    /// Lets the last segment grow, of which nothing is behind the end; but not if a batch was torn
+    /// off in its last block, for the next one has to begin a block.
+    pub(super) fn grow(&mut self, segment: Segment) {
+        self.reserved = u64::from(self.end);
+        self.segment = (self.end as usize).is_multiple_of(BLOCK_BYTES).then_some(segment);
+    }
+
     /// Spawns the task that writes.
     pub fn start<T: Send + 'static>(self, executor: Executor) -> (Appender<T>, Completions<T>) {
         let queue = Arc::new(Queue::default());
@@ -140,33 +183,51 @@ impl Tail {
         (Appender(queue.clone()), Completions { batches, queue })
     }
 
-    /// Writes records as one batch and syncs it. After an error it must not be called again.
+    /// Writes records as one batch, durably. After an error it must not be called again.
     pub(super) fn commit<T>(
         &mut self,
         appends: Vec<Append<T>>,
     ) -> Result<Vec<Durable<T>>, LogError> {
-        let bytes = appends.iter().map(Append::stored_bytes).sum();
-        let segment = self.segment_with_room(bytes)?;
+        let bytes: usize = appends.iter().map(Append::stored_bytes).sum();
+        let segment = self.segment_with_room(bytes.next_multiple_of(BLOCK_BYTES))?;
         let batch = Batch { sequence: self.sequence + 1, start: self.end };
         self.buffer.clear();
-        let mut durable = Vec::with_capacity(appends.len());
-        for Append { kind, payload, token } in appends {
-            let place = Place {
-                segment: segment.number,
-                offset: batch.start + record::length(&self.buffer),
-                payload_bytes: record::length(&payload),
-            };
-            record::encode(&mut self.buffer, segment.seed, batch, kind, &payload);
+        let (mut durable, mut dropped) = (Vec::with_capacity(appends.len()), Vec::new());
+        let last = appends.len().saturating_sub(1);
+        for (index, Append { kind, payload, token }) in appends.into_iter().enumerate() {
+            let payload_bytes = record::length(&payload);
+            let offset = batch.start + record::length(self.buffer.bytes());
+            let flags = if index == last { FLAG_LAST } else { 0 };
+            let header = Header { payload_bytes, kind, flags, batch };
+            record::encode(&mut self.buffer, segment.seed, header, &payload);
+            if kind == KIND_DROPPED {
+                dropped.extend(SegmentNumber::decode(&payload));
+            }
+            let place = Place { segment: segment.number, offset, payload_bytes };
             durable.push(Durable { token, place });
         }
-        let (file, number) = (&segment.file, segment.number);
-        file.write_at(u64::from(batch.start), &self.buffer)
-            .map_err(LogError::io("write to", number))?;
-        file.sync_data().map_err(LogError::io("sync", number))?;
-        self.end += record::length(&self.buffer);
+        self.buffer.pad(BLOCK_BYTES);
+        let end = batch.start + record::length(self.buffer.bytes());
+        self.reserve(&segment, end);
+        segment
+            .file
+            .write_blocks(u64::from(batch.start), self.buffer.bytes())
+            .map_err(LogError::io("write to", segment.number))?;
+        self.end = end;
         self.sequence = batch.sequence;
         self.segment = Some(segment);
+        for number in dropped {
+            self.segments.remove(&number);
+        }
         Ok(durable)
+    }
+
+    /// Lets the disk set aside room in large steps: each by itself would make a sync dearer.
+    fn reserve(&mut self, segment: &Segment, end: u32) {
+        if u64::from(end) > self.reserved {
+            segment.file.reserve(self.reserved, RESERVED_BYTES);
+            self.reserved += RESERVED_BYTES;
+        }
     }
 
     /// Takes the growing segment, or a new one if this batch would be too much for it.
@@ -174,11 +235,13 @@ impl Tail {
         let room = self.segment_bytes_max.saturating_sub(self.end) as usize;
         match self.segment.take() {
             // An empty segment takes any batch.
-            Some(segment) if bytes <= room || self.end == HEADER_BYTES => Ok(segment),
+            Some(segment) if bytes <= room || self.end == segment.start => Ok(segment),
             _ => {
-                let segment = Segment::create(&*self.disk, self.log, self.next, self.end)?;
-                self.next = self.next.next();
-                self.end = HEADER_BYTES;
+                let (number, before) = (self.next, (self.end, &self.segments));
+                let segment = Segment::create(&*self.disk, &self.spares, self.log, number, before)?;
+                let len = segment.file.len_bytes().map_err(LogError::io("read", number))?;
+                self.segments.insert(number);
+                (self.next, self.end, self.reserved) = (number.next(), segment.start, len);
                 Ok(segment)
             }
         }

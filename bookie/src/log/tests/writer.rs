@@ -1,0 +1,96 @@
+//! The queue and the task that writes.
+
+use super::*;
+
+#[tokio::test]
+async fn what_is_queued_during_a_sync_shares_the_next() {
+    let (disk, tail) = new_log();
+    let before = disk.data_syncs();
+    let (appender, mut completions) = tail.start(Executor::Threads);
+    appender.push(append(b"first", 0));
+    // Lets the writer take it and begin; then nothing is awaited until all are queued.
+    tokio::task::yield_now().await;
+    (1..=1000).for_each(|token| appender.push(append(b"later", token)));
+    let first = completions.next().await.unwrap().unwrap();
+    assert_eq!(first.iter().map(|durable| durable.token).collect::<Vec<_>>(), [0]);
+    let second = completions.next().await.unwrap().unwrap();
+    let tokens: Vec<_> = second.iter().map(|durable| durable.token).collect();
+    assert_eq!(tokens, (1..=1000).collect::<Vec<_>>());
+    assert_eq!(disk.data_syncs() - before, 2);
+    drop(appender);
+    assert_eq!(completions.next().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_full_queue_waits_and_batches_are_bounded() {
+    let (_, tail) = new_log();
+    let (appender, mut completions) = tail.start(Executor::Inline);
+    let payload = vec![7; PAYLOAD_BYTES_MAX];
+    (0..5).for_each(|token| appender.push(append(&payload, token)));
+    tokio::select! {
+        biased;
+        _ = appender.ready() => panic!("there is no room"),
+        () = std::future::ready(()) => {}
+    }
+    let mut given = 0;
+    while given < 5 {
+        let batch = completions.next().await.unwrap().unwrap();
+        assert!(batch.len() <= 2);
+        given += batch.len();
+    }
+    appender.ready().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_sync_is_final() {
+    for full in [false, true] {
+        let (disk, tail) = new_log();
+        let (appender, mut completions) = tail.start(Executor::Inline);
+        appender.push(append(b"durable", 1));
+        let durable = completions.next().await.unwrap().unwrap().remove(0);
+        if full {
+            disk.set_capacity_bytes(Some((START + BLOCK) as usize + 110))
+        } else {
+            disk.fail_next_sync()
+        }
+        appender.push(append(b"lost", 2));
+        for _ in 0..2 {
+            let Failed(why) = completions.next().await.unwrap_err();
+            assert!(why.to_string().contains("cannot write to log-0000"), "{why}");
+            let LogError::Io { source, .. } = &*why else { panic!("{why}") };
+            assert_eq!(source.kind() == io::ErrorKind::StorageFull, full);
+            disk.set_capacity_bytes(None);
+            appender.ready().await.unwrap_err();
+            appender.push(append(b"dropped", 3));
+        }
+        disk.crash(Unsynced::Lost);
+        let (mut tail, shown, replayed) = reopen(&disk);
+        assert_eq!(shown, [(durable.place, b"durable".to_vec())]);
+        assert_eq!(replayed.damages, []);
+        commit(&mut tail, &payloads(&["goes on"])).unwrap();
+    }
+}
+
+#[test]
+fn what_a_replay_showed_survives_also_after_a_failed_sync() {
+    let (disk, mut tail) = new_log();
+    commit(&mut tail, &payloads(&["durable"])).unwrap();
+    disk.fail_next_sync();
+    commit(&mut tail, &payloads(&["in the cache alone"])).unwrap_err();
+    // Only the process ends.
+    let (_, shown, _) = reopen(&disk);
+    assert_eq!(shown.len(), 2);
+    disk.crash(Unsynced::Lost);
+    assert_eq!(reopen(&disk).1, shown);
+}
+
+#[tokio::test]
+async fn a_writer_that_dies_counts_as_failed() {
+    let (_, mut tail) = new_log();
+    (tail.segment, tail.next) = (None, SegmentNumber(u32::MAX));
+    let (appender, mut completions) = tail.start(Executor::Inline);
+    appender.push(append(b"in the last segment of all", ()));
+    let Failed(why) = completions.next().await.unwrap_err();
+    assert!(matches!(*why, LogError::Stopped));
+    appender.ready().await.unwrap_err();
+}
