@@ -11,7 +11,7 @@ use crate::directory::Files;
 use crate::error::Error;
 
 /// The format of the files; a higher one is refused.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 
 /// What a file says of itself, every value but the format's [sealed](seal).
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
