@@ -39,7 +39,10 @@ pub(crate) fn open(
     match format.map(u32::from_le_bytes) {
         Some(FORMAT) => {}
         Some(found) if found > FORMAT => return Err(Error::NewerFormat { found }),
-        _ => return Err(broken("it does not say its format".into())),
+        Some(found) => {
+            return Err(broken(format!("it has the format {found} of an older program")));
+        }
+        None => return Err(broken("it does not say its format".into())),
     }
     drop((meta, transaction));
     Ok(database)

@@ -1,8 +1,8 @@
 //! Members that come and go while the cluster is at work.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::load::until;
 use crate::metastores::Metastores;
 use crate::metastores::loads::{Counters, Creations, assert_known};
 
@@ -144,8 +144,9 @@ fn a_joiner_that_is_killed_on_its_way_joins_when_it_is_started_again() {
         let running = cluster.running().map(|member| cluster.members[member].address);
         let running: Vec<_> = running.collect();
         cluster.members[joiner].spawn(&running);
-        // Somewhere between its first file and its vote.
-        thread::sleep(Duration::from_millis(150 * joiner as u64));
+        // Somewhere between its first file and its vote: its log is there from its first sync on.
+        let log = cluster.members[joiner].dir().join("log.redb");
+        until("begun", || log.exists());
         cluster.members[joiner].kill();
         cluster.members[joiner].restart();
         // Where it had joined already, it is just started; else it is joining still.
