@@ -50,7 +50,9 @@ pub enum Error {
         why: String,
     },
     /// The cluster to join has not let this member in.
-    #[error("cannot join the cluster: {0}; does a majority run, and are the addresses its members'?")]
+    #[error(
+        "cannot join the cluster: {0}; does a majority run, and are the addresses its members'?"
+    )]
     Join(String),
     /// The network cannot be used.
     #[error(transparent)]
