@@ -67,3 +67,17 @@ fn next_step(error: &inkfast::Error) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_was_not_reached_is_looked_for() {
+        let words = |error| Failure::Client(inkfast::Error::Metastore(error)).to_string();
+        let away = words(StoreError::unavailable("nobody"));
+        assert!(away.contains("does the cluster run"), "{away}");
+        let conflict = words(StoreError::Conflict { key: "key".into(), found: None });
+        assert!(!conflict.contains("does the cluster run"), "{conflict}");
+    }
+}
