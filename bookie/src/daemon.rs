@@ -9,7 +9,7 @@ use futures::future::{BoxFuture, FutureExt};
 use inkfast::catalog::{Catalog, Cookie};
 use inkfast_metastore::{DEFAULT_TIMEOUT, Metastore, RemoteMetastore};
 use inkfast_protocol::BookieId;
-use inkfast_wire::{Endpoint, Identity, Net, Role, Server, serve};
+use inkfast_wire::{Endpoint, Identity, Net, Role, Server, check_reachable, serve};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -70,7 +70,7 @@ impl Bookie {
     }
 
     async fn start_config(config: Config) -> Result<Self, Error> {
-        check_reachable(&config)?;
+        check_reachable(&config.listen, !config.advertise.is_empty())?;
         let disk: Arc<dyn Disk> = Arc::new(OsDisk::open(&config.dir).map_err(|error| {
             Error::Directory { dir: config.dir.clone(), why: error.to_string() }
         })?);
@@ -230,14 +230,4 @@ async fn identify(
         catalog.introduce(identity.id, &Cookie { name, formatted_at_ms }).await?;
     }
     Ok(identity)
-}
-
-/// Makes sure that clients can be told where the bookie is.
-fn check_reachable(config: &Config) -> Result<(), Error> {
-    match config.listen.parse::<SocketAddr>() {
-        Ok(address) if address.ip().is_unspecified() && config.advertise.is_empty() => {
-            Err(Error::NoAddress(address))
-        }
-        _ => Ok(()),
-    }
 }

@@ -1,6 +1,5 @@
 //! Why a bookie cannot run.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,9 +16,6 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// It listens on every address, and so cannot tell clients where it is.
-    #[error("{0} is no address that clients can reach: say with --advertise how they do")]
-    NoAddress(SocketAddr),
     /// It could not be registered.
     #[error("not registered within {0:?}; is the metastore there?")]
     NotRegistered(Duration),

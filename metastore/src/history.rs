@@ -130,6 +130,12 @@ enum Request {
 pub struct Summary {
     /// All operations.
     pub operations: usize,
+    /// The keys that were read.
+    pub gets: usize,
+    /// The pages that were read.
+    pub scans: usize,
+    /// The blocks of sequences that were given out.
+    pub blocks: usize,
     /// The commits that were answered.
     pub committed: usize,
     /// The commits that were refused by a conflict.
@@ -287,6 +293,9 @@ fn check(events: &[Event]) -> Result<Summary, Failure> {
     let count = |matches: fn(&Event) -> bool| events.iter().filter(|event| matches(event)).count();
     Ok(Summary {
         operations: events.len(),
+        gets: count(|event| matches!(event.outcome, Some(Ok(Answer::Value(_))))),
+        scans: count(|event| matches!(event.outcome, Some(Ok(Answer::Page(_))))),
+        blocks: count(|event| matches!(event.outcome, Some(Ok(Answer::Sequence(_))))),
         committed: count(|event| matches!(event.outcome, Some(Ok(Answer::Committed(_))))),
         conflicts: count(|event| matches!(event.outcome, Some(Err(Error::Conflict { .. })))),
         unanswered: count(|event| event.outcome.is_none()),

@@ -50,10 +50,19 @@ pub fn check_key(key: &str) -> Result<(), Error> {
     check_length("a key", key)
 }
 
-/// Refuses a scan of nothing.
+/// Refuses a scan of nothing, and one after a key that it is not about.
 pub fn check_scan(scan: &Scan) -> Result<(), Error> {
     check_length("a prefix", &scan.prefix)?;
-    check_length("a key", scan.after.as_deref().unwrap_or(""))?;
+    if let Some(after) = &scan.after {
+        check_length("a key", after)?;
+        if !after.starts_with(&scan.prefix) {
+            return Err(Error::bad_request(format!(
+                "a page after {after:?}, which does not begin with the prefix {:?}: go on after \
+                 the last key of the page before",
+                scan.prefix
+            )));
+        }
+    }
     if scan.limit == 0 {
         return Err(Error::bad_request("a page of no entries: ask for at least one"));
     }

@@ -29,9 +29,9 @@
 //! | 16 `transfer_leader` | 16 bytes: a voter's id | it to lead | 6 |
 //! | 17 `backup` | {} | a backup, which the stream is for then | 15, often |
 //!
-//! A condition is {1 `key` string, 2 `version` optional uint64 (without it: absent)}. A write is
-//! {1 `key` string, 2 `put` optional {1 `value` bytes, 2 `lease` optional uint64}} (without it: a
-//! delete).
+//! A condition is {1 `key` string} and one of {2 `at` uint64: a version, 3 `absent` {}}. A write is
+//! {1 `key` string} and one of {2 `put` {1 `value` bytes, 2 `lease` optional uint64},
+//! 3 `delete` {}}. Those without any are of a newer format, and refused.
 //!
 //! `Answer` has one of these fields; each request may also be answered by 9, 10 or, unless it is
 //! for any member, 13.
@@ -147,6 +147,26 @@ pub enum Request {
     Backup,
 }
 
+impl Request {
+    /// Whether something may be different after it.
+    pub(crate) const fn changes(&self) -> bool {
+        match self {
+            Self::KeepAlive(_)
+            | Self::Change { .. }
+            | Self::AddMember { .. }
+            | Self::RemoveMember(_)
+            | Self::TransferLeader(_) => true,
+            // A watch or backup that may have begun, and of which nobody hears, is none.
+            Self::Get { .. }
+            | Self::Scan { .. }
+            | Self::Watch { .. }
+            | Self::More
+            | Self::Status
+            | Self::Backup => false,
+        }
+    }
+}
+
 /// Encodes a request.
 pub fn encode_request(request: Request) -> Frame {
     Frame::message(KIND_REQUEST, &request_message(request))
@@ -242,7 +262,9 @@ fn request(message: RequestMessage) -> Result<Request, Error> {
             return Ok(Request::TransferLeader(id_of(&id).map_err(Error::bad_request)?));
         }
         RequestBody::Backup(()) => return Ok(Request::Backup),
-        RequestBody::Commit(transaction) => Operation::Commit(transaction.into()),
+        RequestBody::Commit(transaction) => {
+            Operation::Commit(transaction.try_into().map_err(Error::bad_request)?)
+        }
         RequestBody::Sequence(SequenceMessage { name, count }) => {
             Operation::NextSequence { name, count }
         }
@@ -314,7 +336,7 @@ pub(crate) fn decode_answer(bytes: Bytes) -> Result<Result<Answer, Error>, Strin
         AnswerBody::Sequence(range) => Answer::Sequence(range.start..range.end),
         AnswerBody::Granted(lease) => Answer::Granted(LeaseId::new(lease)),
         AnswerBody::Done(()) => Answer::Done,
-        AnswerBody::Told(told) => Answer::Told(told.into()),
+        AnswerBody::Told(told) => Answer::Told(told.try_into()?),
         AnswerBody::Status(status) => Answer::Status(status.try_into()?),
         AnswerBody::Piece(bytes) => Answer::Piece(bytes),
         AnswerBody::Conflict(ConflictMessage { key, found }) => {

@@ -125,9 +125,18 @@ impl RemoteMetastore {
     }
 
     /// Removes a member, alive or not, within 60 s. The leader hands over first. The last voter
-    /// cannot be removed.
+    /// cannot be removed, nor what is no member.
     pub async fn remove_member(&self, id: Uuid) -> Result<(), Error> {
-        self.change_members(Request::RemoveMember(id)).await
+        if !self.has_member(id).await? {
+            return Err(Error::bad_request(format!(
+                "no member has the id {id}; the status lists those that there are"
+            )));
+        }
+        match self.change_members(Request::RemoveMember(id)).await {
+            // It was there: an attempt whose answer was lost has removed it, or somebody else.
+            Err(Error::BadRequest { .. }) if !self.has_member(id).await? => Ok(()),
+            done => done,
+        }
     }
 
     /// Makes a voter the leader, and returns when it is, within 60 s.
@@ -144,6 +153,13 @@ impl RemoteMetastore {
     async fn change_members(&self, request: Request) -> Result<(), Error> {
         self.find_leader().await?;
         self.leader.ask(request, MEMBERSHIP_TIMEOUT).await?.done()
+    }
+
+    /// Whether the leader knows of a member with this id.
+    async fn has_member(&self, id: Uuid) -> Result<bool, Error> {
+        self.find_leader().await?;
+        let status = self.call(Request::Status).await?.status()?;
+        Ok(status.members.iter().any(|member| member.id == id))
     }
 
     /// Fails after the usual time if nobody leads: what takes longer need not be begun then.

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use inkfast_wire::IdentityError;
+use inkfast_metastore::Error as StoreError;
+use inkfast_wire::{Error as WireError, IdentityError};
 
 use crate::cluster;
 
@@ -56,9 +57,27 @@ fn next_step(error: &inkfast::Error) -> &'static str {
         Error::NotConfirmed { .. } => {
             "; try again later, or end the ledger with `inkfast ledger recover` if its writer is gone"
         }
-        Error::Metastore(_) | Error::Network(_) => {
-            "; does the cluster run, and is its address in the settings?"
-        }
+        Error::Metastore(StoreError::Unavailable { .. } | StoreError::TimedOut { .. })
+        | Error::Network(
+            WireError::Resolve { .. }
+            | WireError::TimedOut { .. }
+            | WireError::Unreachable { .. }
+            | WireError::Lost { .. },
+        ) => "; does the cluster run, and is its address in the settings?",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_was_not_reached_is_looked_for() {
+        let words = |error| Failure::Client(inkfast::Error::Metastore(error)).to_string();
+        let away = words(StoreError::unavailable("nobody"));
+        assert!(away.contains("does the cluster run"), "{away}");
+        let conflict = words(StoreError::Conflict { key: "key".into(), found: None });
+        assert!(!conflict.contains("does the cluster run"), "{conflict}");
     }
 }

@@ -50,6 +50,10 @@ pub(crate) struct Backup {
 pub struct BackupSummary {
     /// The cluster.
     pub cluster: Uuid,
+    /// The term of the last entry of the log that it has.
+    pub term: u64,
+    /// The index of that entry.
+    pub entry: u64,
     /// The revision that the state is at.
     pub revision: Version,
     /// How many rows the state has.
@@ -73,7 +77,8 @@ impl Backup {
     /// Begins a backup of the state as it is now.
     pub(crate) async fn of(store: &Store, cluster: Uuid) -> Result<Self, StateError> {
         let (meta, view) = store.view().await?;
-        Ok(Self { header: Some(header(cluster, &meta)?), view })
+        let (header, _) = header(cluster, &meta)?;
+        Ok(Self { header: Some(header), view })
     }
 
     /// Returns the next bytes of the file; none after the last.
@@ -87,9 +92,14 @@ impl Backup {
 
 /// Backs up the member of a directory that does not run, to a new file.
 ///
-/// What is in its log and not in its state is in the backup too, whether the cluster had agreed on
-/// it or not. This is for when the majority of a cluster is lost: **what this member had not heard
-/// of is lost**, so take the member whose log is the longest. Nothing is changed.
+/// The backup has the member's whole log. What is at its end and not yet in the state is applied,
+/// whether this member knew that the cluster had agreed on it or not: the leader may have answered
+/// it. Nothing is changed in the directory.
+///
+/// This is for when the majority of a cluster is lost: **what this member had not heard of is
+/// lost**. Of several take the one whose log ends in the highest term, and among those the one with
+/// the highest entry, as an election would. A log that is longer but ends in a lower term has what
+/// was never agreed on, and may lack what was.
 ///
 /// Refuses a directory that has no member or in which one runs, and a file that is there.
 pub async fn backup_directory(dir: &Path, file: &Path) -> Result<BackupSummary, Error> {
@@ -142,7 +152,7 @@ fn write_file(
     rows: &impl Rows,
     meta: &SnapshotMeta,
 ) -> Result<BackupSummary, Error> {
-    let header = header(cluster, meta)?;
+    let (header, last) = header(cluster, meta)?;
     let failed = |error: io::Error| Error::Backup { path: path.into(), why: error.to_string() };
     let mut options = OpenOptions::new();
     let file = options.write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
@@ -158,7 +168,9 @@ fn write_file(
             .and_then(|file| file.sync_all())
             .map_err(failed)?;
         let Totals { rows: count, bytes, .. } = chunks.totals;
-        Ok(BackupSummary { cluster, revision: state::revision(rows)?, rows: count, bytes })
+        let revision = state::revision(rows)?;
+        let (term, entry) = (last.leader_id.term, last.index);
+        Ok(BackupSummary { cluster, term, entry, revision, rows: count, bytes })
     };
     let written = write();
     if written.is_err() {
@@ -223,16 +235,16 @@ fn make_log(files: &Directory, member: &Member, last: LogId) -> Result<(), Error
     Ok(())
 }
 
-/// Makes the beginning of a backup. Refuses a state to which nothing has been done.
-pub(crate) fn header(cluster: Uuid, meta: &SnapshotMeta) -> Result<Bytes, StateError> {
-    if meta.last_log_id.is_none() {
-        return Err(StateError("nothing was ever written: there is nothing to back up".into()));
-    }
+/// Makes the beginning of a backup, and returns it with the last entry of the log that the backup
+/// has. Refuses a state to which nothing has been done.
+fn header(cluster: Uuid, meta: &SnapshotMeta) -> Result<(Bytes, LogId), StateError> {
+    let nothing = || StateError("nothing was ever written: there is nothing to back up".into());
+    let last = meta.last_log_id.ok_or_else(nothing)?;
     let header = HeaderMessage {
         cluster: Bytes::copy_from_slice(cluster.as_bytes()),
         meta: Some(meta.to_message()),
     };
-    Ok([FIRST_LINE, &piece(&header.encode_to_vec())].concat().into())
+    Ok(([FIRST_LINE, &piece(&header.encode_to_vec())].concat().into(), last))
 }
 
 /// Puts length and checksum before the bytes of a piece.

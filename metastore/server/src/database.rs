@@ -11,7 +11,7 @@ use crate::directory::Files;
 use crate::error::Error;
 
 /// The format of the files; a higher one is refused.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 
 /// What a file says of itself, every value but the format's [sealed](seal).
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -39,7 +39,10 @@ pub(crate) fn open(
     match format.map(u32::from_le_bytes) {
         Some(FORMAT) => {}
         Some(found) if found > FORMAT => return Err(Error::NewerFormat { found }),
-        _ => return Err(broken("it does not say its format".into())),
+        Some(found) => {
+            return Err(broken(format!("it has the format {found} of an older program")));
+        }
+        None => return Err(broken("it does not say its format".into())),
     }
     drop((meta, transaction));
     Ok(database)

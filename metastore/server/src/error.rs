@@ -27,7 +27,10 @@ pub enum Error {
         path: PathBuf,
     },
     /// The file is of something else, or damaged.
-    #[error("not a file of a metastore, or a damaged one: {why}")]
+    #[error(
+        "not a file of a metastore, or a damaged one: {why}; if it is damaged, remove the member \
+         and let an empty directory join, or restore a backup"
+    )]
     NotAMetastore {
         /// What is wrong with it.
         why: String,
@@ -39,7 +42,7 @@ pub enum Error {
         found: u32,
     },
     /// A backup cannot be read or written.
-    #[error("the backup {} cannot be used: {why}", path.display())]
+    #[error("the backup {} cannot be used: {why}; name another file", path.display())]
     Backup {
         /// The file.
         path: PathBuf,
@@ -47,7 +50,9 @@ pub enum Error {
         why: String,
     },
     /// The cluster to join has not let this member in.
-    #[error("cannot join the cluster: {0}")]
+    #[error(
+        "cannot join the cluster: {0}; does a majority run, and are the addresses its members'?"
+    )]
     Join(String),
     /// The network cannot be used.
     #[error(transparent)]

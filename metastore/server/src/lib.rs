@@ -51,7 +51,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
-use inkfast_wire::{Endpoint, Identity, Net, Role, Server, serve};
+use inkfast_wire::{Endpoint, Identity, Net, Role, Server, check_reachable, serve};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -92,7 +92,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// The address to listen on, `host:port`; port 0 takes any that is free.
     pub listen: String,
-    /// Where clients and other members reach it, if that is not where it listens.
+    /// Where clients and other members reach it, if that is not where it listens. It has to be said
+    /// of one that listens on every address (`0.0.0.0`).
     pub advertise: Option<String>,
     /// Members of the cluster that a new member joins. Without one, an empty directory becomes the
     /// first member of a new cluster. One that ever was a voter needs none, and does not join again
@@ -120,7 +121,8 @@ impl MetastoreServer {
     /// Starts a member, and returns when it answers: a new one that joins, when it is a voter;
     /// another at once, though there may be no leader yet.
     ///
-    /// Refuses a directory of something else, of a newer format, or in use, and an address in use.
+    /// Refuses a directory of something else, of a newer format, or in use, and an address in use
+    /// or that nobody can reach.
     /// Fails if no member at the addresses to join lets it in within a minute.
     pub fn start(config: Config) -> BoxFuture<'static, Result<Self, Error>> {
         // Boxed, or every crate that awaits it would compile the whole server once more.
@@ -128,6 +130,7 @@ impl MetastoreServer {
     }
 
     async fn start_config(config: Config) -> Result<Self, Error> {
+        check_reachable(&config.listen, config.advertise.is_some())?;
         let beginning = joining::beginning(&config).await?;
         let dir = config.dir;
         let opened = spawn_blocking(move || Storage::open_directory(&dir, beginning)).await;

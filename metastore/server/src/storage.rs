@@ -134,8 +134,7 @@ pub(crate) fn open_state(files: &dyn Files, found: &Found) -> Result<Database, E
     };
     let log_id = |id: Option<LogId>| id.map_or_else(|| "nothing".into(), |id| id.to_string());
     Err(Error::not_a_metastore(format!(
-        "{STATE} is missing, or an old copy: it has the log up to {}, and {LOG} begins after {}; \
-         restore a backup, or remove the member and let an empty directory join",
+        "{STATE} is missing, or an old copy: it has the log up to {}, and {LOG} begins after {}",
         log_id(applied),
         log_id(found.purged)
     )))

@@ -41,12 +41,13 @@ pub async fn bad_transactions_are_refused(store: &dyn Metastore) {
     assert_eq!(value(store, &key(0)).await, None);
 }
 
-/// Checks that a scan asks for something.
+/// Checks that a scan asks for something, and goes on within its prefix.
 pub async fn bad_scans_are_refused(store: &dyn Metastore) {
     refused(store.scan(Scan { limit: 0, ..Scan::new("a") }).await);
     refused(store.scan(Scan::new("p".repeat(KEY_BYTES_MAX + 1))).await);
-    let after = Some("p".repeat(KEY_BYTES_MAX + 1));
-    refused(store.scan(Scan { after, ..Scan::new("a") }).await);
+    for after in ["a".repeat(KEY_BYTES_MAX + 1), "".into(), "A".into(), "b".into()] {
+        refused(store.scan(Scan { after: Some(after), ..Scan::new("a") }).await);
+    }
 }
 
 /// Checks that TTLs and blocks have bounds, and that a sequence ends rather than repeats.

@@ -148,16 +148,32 @@ pub(super) struct TransactionMessage {
 pub(super) struct ConditionMessage {
     #[prost(string, tag = "1")]
     pub(super) key: String,
-    #[prost(uint64, optional, tag = "2")]
-    pub(super) version: Option<u64>,
+    #[prost(oneof = "ConditionKind", tags = "2, 3")]
+    pub(super) kind: Option<ConditionKind>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(super) enum ConditionKind {
+    #[prost(uint64, tag = "2")]
+    At(u64),
+    #[prost(message, tag = "3")]
+    Absent(()),
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct WriteMessage {
     #[prost(string, tag = "1")]
     pub(super) key: String,
-    #[prost(message, optional, tag = "2")]
-    pub(super) put: Option<PutMessage>,
+    #[prost(oneof = "WriteKind", tags = "2, 3")]
+    pub(super) kind: Option<WriteKind>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(super) enum WriteKind {
+    #[prost(message, tag = "2")]
+    Put(PutMessage),
+    #[prost(message, tag = "3")]
+    Delete(()),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -251,17 +267,19 @@ pub(super) struct MemberMessage {
 impl From<Transaction> for TransactionMessage {
     fn from(transaction: Transaction) -> Self {
         let condition = |condition| match condition {
-            Condition::Absent { key } => ConditionMessage { key, version: None },
+            Condition::Absent { key } => {
+                ConditionMessage { key, kind: Some(ConditionKind::Absent(())) }
+            }
             Condition::At { key, version } => {
-                ConditionMessage { key, version: Some(version.get()) }
+                ConditionMessage { key, kind: Some(ConditionKind::At(version.get())) }
             }
         };
         let write = |write| match write {
             Write::Put { key, value, lease } => {
                 let lease = lease.map(LeaseId::get);
-                WriteMessage { key, put: Some(PutMessage { value, lease }) }
+                WriteMessage { key, kind: Some(WriteKind::Put(PutMessage { value, lease })) }
             }
-            Write::Delete { key } => WriteMessage { key, put: None },
+            Write::Delete { key } => WriteMessage { key, kind: Some(WriteKind::Delete(())) },
         };
         Self {
             conditions: transaction.conditions.into_iter().map(condition).collect(),
@@ -270,22 +288,30 @@ impl From<Transaction> for TransactionMessage {
     }
 }
 
-impl From<TransactionMessage> for Transaction {
-    fn from(message: TransactionMessage) -> Self {
-        let condition = |ConditionMessage { key, version }| match version {
-            Some(version) => Condition::At { key, version: Version::new(version) },
-            None => Condition::Absent { key },
-        };
-        let write = |WriteMessage { key, put }| match put {
-            Some(PutMessage { value, lease }) => {
-                Write::Put { key, value, lease: lease.map(LeaseId::new) }
+impl TryFrom<TransactionMessage> for Transaction {
+    type Error = String;
+
+    fn try_from(message: TransactionMessage) -> Result<Self, String> {
+        let condition = |ConditionMessage { key, kind }| match kind {
+            Some(ConditionKind::At(version)) => {
+                Ok(Condition::At { key, version: Version::new(version) })
             }
-            None => Write::Delete { key },
+            Some(ConditionKind::Absent(())) => Ok(Condition::Absent { key }),
+            None => Err(unknown_kind("condition", &key)),
         };
-        Self {
-            conditions: message.conditions.into_iter().map(condition).collect(),
-            writes: message.writes.into_iter().map(write).collect(),
-        }
+        let write = |WriteMessage { key, kind }| match kind {
+            Some(WriteKind::Put(PutMessage { value, lease })) => {
+                Ok(Write::Put { key, value, lease: lease.map(LeaseId::new) })
+            }
+            Some(WriteKind::Delete(())) => Ok(Write::Delete { key }),
+            None => Err(unknown_kind("write", &key)),
+        };
+        let conditions = message.conditions.into_iter().map(condition);
+        let writes = message.writes.into_iter().map(write);
+        Ok(Self {
+            conditions: conditions.collect::<Result<_, String>>()?,
+            writes: writes.collect::<Result<_, String>>()?,
+        })
     }
 }
 
@@ -294,9 +320,13 @@ impl From<Told> for ToldMessage {
         let mut revisions = Vec::<RevisionMessage>::new();
         for Change { revision, key, now } in told.changes {
             let number = revision.get();
-            let put =
-                now.map(|now| PutMessage { value: now.value, lease: now.lease.map(LeaseId::get) });
-            let write = WriteMessage { key, put };
+            let kind = match now {
+                Some(KeyValue { value, lease, .. }) => {
+                    WriteKind::Put(PutMessage { value, lease: lease.map(LeaseId::get) })
+                }
+                None => WriteKind::Delete(()),
+            };
+            let write = WriteMessage { key, kind: Some(kind) };
             match revisions.last_mut() {
                 Some(last) if last.number == number => last.writes.push(write),
                 _ => revisions.push(RevisionMessage { number, writes: vec![write] }),
@@ -306,22 +336,28 @@ impl From<Told> for ToldMessage {
     }
 }
 
-impl From<ToldMessage> for Told {
-    fn from(message: ToldMessage) -> Self {
-        let changes =
-            message.revisions.into_iter().flat_map(|RevisionMessage { number, writes }| {
-                let revision = Version::new(number);
-                writes.into_iter().map(move |WriteMessage { key, put }| {
-                    let now = put.map(|PutMessage { value, lease }| KeyValue {
+impl TryFrom<ToldMessage> for Told {
+    type Error = String;
+
+    fn try_from(message: ToldMessage) -> Result<Self, String> {
+        let mut changes = Vec::new();
+        for RevisionMessage { number, writes } in message.revisions {
+            let revision = Version::new(number);
+            for WriteMessage { key, kind } in writes {
+                let now = match kind {
+                    Some(WriteKind::Put(PutMessage { value, lease })) => Some(KeyValue {
                         key: key.clone(),
                         value,
                         version: revision,
                         lease: lease.map(LeaseId::new),
-                    });
-                    Change { revision, key, now }
-                })
-            });
-        Self { changes: changes.collect(), seen: Version::new(message.seen) }
+                    }),
+                    Some(WriteKind::Delete(())) => None,
+                    None => return Err(unknown_kind("write", &key)),
+                };
+                changes.push(Change { revision, key, now });
+            }
+        }
+        Ok(Self { changes, seen: Version::new(message.seen) })
     }
 }
 
@@ -372,6 +408,10 @@ impl TryFrom<StatusMessage> for MemberStatus {
             members: message.members.into_iter().map(member).collect::<Result<_, String>>()?,
         })
     }
+}
+
+fn unknown_kind(what: &str, key: &str) -> String {
+    format!("a {what} of the key {key:?} is in a newer format: run a newer program")
 }
 
 /// Writes an id as messages have it.

@@ -1,6 +1,9 @@
 use proptest::collection::vec;
 use proptest::prelude::any;
 
+use super::proto::{
+    ConditionMessage, RevisionMessage, ToldMessage, TransactionMessage, WriteMessage,
+};
 use super::*;
 use crate::limits::{
     KEY_BYTES_MAX, OPERATION_BYTES, TRANSACTION_BYTES_MAX, TRANSACTION_OPERATIONS_MAX,
@@ -118,6 +121,26 @@ fn answers_come_back_as_they_were() {
     for answer in answers {
         assert_eq!(answer_from_frame(answer_frame(&answer)), Ok(answer));
     }
+}
+
+#[test]
+fn writes_and_conditions_of_unknown_kinds_are_refused() {
+    let (key, number) = ("key".to_string(), 1);
+    let refused = |conditions, writes| {
+        let body = Some(RequestBody::Commit(TransactionMessage { conditions, writes }));
+        let request = id_bytes(Uuid::from_u128(5));
+        let message = RequestMessage { body, request, ..RequestMessage::default() };
+        let error = decode_request(&Frame::message(KIND_REQUEST, &message)).unwrap_err();
+        assert!(error.to_string().contains("newer format"), "{error}");
+    };
+    refused(vec![ConditionMessage { key: key.clone(), kind: None }], Vec::new());
+    refused(Vec::new(), vec![WriteMessage { key: key.clone(), kind: None }]);
+
+    let writes = vec![WriteMessage { key, kind: None }];
+    let told = ToldMessage { revisions: vec![RevisionMessage { number, writes }], seen: 1 };
+    let message = AnswerMessage { body: Some(AnswerBody::Told(told)) };
+    let error = answer_from_frame(Frame::message(KIND_ANSWER, &message)).unwrap_err();
+    assert!(error.contains("newer format"), "{error}");
 }
 
 #[test]

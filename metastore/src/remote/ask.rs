@@ -34,7 +34,9 @@ struct Question {
     /// Whether the stream is needed after the first answer.
     keeps_stream: bool,
     limit: Duration,
-    /// Whether a member may have acted on it.
+    /// Whether it changes something.
+    changes: bool,
+    /// Whether a member may have made its change.
     unsettled: bool,
     /// The connection of the last attempt, if there was one.
     connection: Option<Connection>,
@@ -128,8 +130,9 @@ impl Leader {
 
 impl Question {
     fn new(request: Request, keeps_stream: bool, limit: Duration) -> Self {
+        let changes = request.changes();
         let frame = encode_request(request);
-        Self { frame, keeps_stream, limit, unsettled: false, connection: None }
+        Self { frame, keeps_stream, limit, changes, unsettled: false, connection: None }
     }
 
     /// Gets the answer, and tells who gave it.
@@ -171,7 +174,7 @@ impl Question {
     async fn exchange(&mut self, member: &Member) -> Result<Reply, WireError> {
         self.connection = None;
         let connection = self.connection.insert(member.connection().await?);
-        let unsettled = mem::replace(&mut self.unsettled, true);
+        let unsettled = mem::replace(&mut self.unsettled, self.changes);
         let (answer, stream) = if self.keeps_stream {
             let mut stream = connection.open().await?;
             stream.sender.send(&self.frame).await?;

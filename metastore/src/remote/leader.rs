@@ -227,7 +227,6 @@ impl Leader {
                 Some(Ok((member, answer))) = asked.join_next() => {
                     unanswered.remove(member.address());
                     let refused = answer.as_ref().is_err_and(is_refusal);
-                    self.members.note_status(&member, answer.is_ok());
                     match answer {
                         Ok(status) => self.note_status(&member, &status),
                         Err(error) => member.note(error.to_string()),

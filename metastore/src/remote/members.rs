@@ -1,7 +1,6 @@
 //! The members that are known: those that were configured, and some that they named.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,14 +14,12 @@ use crate::state::Answer;
 
 /// The most members that are known beside the configured ones.
 const LEARNED_MAX: usize = 16;
-/// A member that was learned, and did not answer so often in a row, is forgotten.
-const MISSES_MAX: u32 = 10;
 
 /// The members that are known.
 pub(super) struct Members {
     endpoint: Endpoint,
     configured: Vec<Arc<Member>>,
-    /// The oldest first.
+    /// In the order in which they were named last.
     learned: Mutex<Vec<Arc<Member>>>,
     /// The last one that told what any can tell.
     near: Mutex<Option<Arc<Member>>>,
@@ -34,8 +31,6 @@ pub(super) struct Member {
     remote: Remote,
     /// The last connection that there was.
     connection: Mutex<Option<Connection>>,
-    /// How often in a row it did not answer when it was asked for its status.
-    misses: AtomicU32,
     /// What became of the last attempt to have something from it.
     word: Mutex<Cow<'static, str>>,
 }
@@ -58,28 +53,27 @@ impl Members {
 
     /// Returns the member at an address, which is learned if it was not known; none if that is no
     /// address.
+    ///
+    /// A learned member is forgotten only for others that are named after it, however long it does
+    /// not answer: it may be the only way back to the cluster.
     pub(super) fn at(&self, address: &str) -> Option<Arc<Member>> {
-        let mut learned = self.learned();
-        let mut known = self.configured.iter().chain(learned.iter());
-        if let Some(member) = known.find(|member| member.address == address) {
+        let is_it = |member: &Arc<Member>| member.address == address;
+        if let Some(member) = self.configured.iter().find(|member| is_it(member)) {
             return Some(member.clone());
         }
-        check_address(address).ok()?;
-        if learned.len() >= LEARNED_MAX {
-            learned.remove(0);
-        }
-        let member = Member::new(&self.endpoint, address.into());
+        let mut learned = self.learned();
+        let member = match learned.iter().position(is_it) {
+            Some(known) => learned.remove(known),
+            None => {
+                check_address(address).ok()?;
+                if learned.len() >= LEARNED_MAX {
+                    learned.remove(0);
+                }
+                Member::new(&self.endpoint, address.into())
+            }
+        };
         learned.push(member.clone());
         Some(member)
-    }
-
-    /// Notes that a member told its status, or failed to.
-    pub(super) fn note_status(&self, member: &Arc<Member>, answered: bool) {
-        if answered {
-            member.misses.store(0, Ordering::Relaxed);
-        } else if member.misses.fetch_add(1, Ordering::Relaxed) + 1 >= MISSES_MAX {
-            self.learned().retain(|learned| !Arc::ptr_eq(learned, member));
-        }
     }
 
     /// Returns the member that was last [remembered](Self::set_near).
@@ -112,7 +106,6 @@ impl Member {
             address,
             remote: Remote::new(endpoint, target),
             connection: Mutex::default(),
-            misses: AtomicU32::new(0),
             word: Mutex::new("not asked yet".into()),
         })
     }
@@ -175,7 +168,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn few_members_are_learned_and_silent_ones_forgotten() {
+    async fn few_members_are_learned_and_those_are_kept_that_were_named_last() {
         let certs = TempDir::new().unwrap();
         let authority = Authority::open_or_create(certs.path(), "test").unwrap();
         authority.issue(Role::Client, None).unwrap();
@@ -186,23 +179,13 @@ mod tests {
         assert!(members.at("nowhere").is_none());
         let learned = members.at("m:2").unwrap();
         assert!(Arc::ptr_eq(&learned, &members.at("m:2").unwrap()), "it is learned once");
-        for _ in 1..MISSES_MAX {
-            members.note_status(&learned, false);
-        }
-        members.note_status(&learned, true);
-        members.note_status(&learned, false);
-        assert_eq!(members.all().len(), 2, "it has answered in between");
-        for _ in 0..MISSES_MAX {
-            members.note_status(&learned, false);
-            members.note_status(&members.at("m:1").unwrap(), false);
-        }
-        assert_eq!(members.all().len(), 1, "only what was learned is forgotten");
-
         for port in 1..100 {
             members.at(&format!("m:{port}")).unwrap();
+            assert!(Arc::ptr_eq(&learned, &members.at("m:2").unwrap()), "it is still named");
         }
         let all = members.all();
         assert_eq!((all.len(), all[0].address()), (1 + LEARNED_MAX, "m:1"));
-        assert_eq!(all[LEARNED_MAX].address(), "m:99", "the latest are kept");
+        let latest = all[LEARNED_MAX - 1..].iter().map(|member| member.address());
+        assert_eq!(latest.collect::<Vec<_>>(), ["m:99", "m:2"]);
     }
 }

@@ -165,8 +165,6 @@ impl RemoteWatch {
             self.state = State::Idle;
             let opened = match opened {
                 Some(Ok(Ok(opened))) => opened,
-                // A watch that may have been taken and is not used is none.
-                Some(Ok(Err(Error::TimedOut { why, .. }))) => return Err(Error::unavailable(why)),
                 Some(Ok(Err(error))) => return Err(error),
                 Some(Err(_)) | None => return Err(Error::unavailable("its task was abandoned")),
             };

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::future::pending;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,8 +17,11 @@ use inkfast_wire::{
     serve,
 };
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use uuid::Uuid;
+
+use super::LONG;
 
 const CLUSTER: Uuid = Uuid::from_u128(1);
 
@@ -29,6 +31,8 @@ pub(crate) struct Cluster {
     pub(crate) store: Arc<MemoryMetastore>,
     /// The requests for changes that were carried out.
     done: Arc<Mutex<BTreeSet<Uuid>>>,
+    /// The members that were removed.
+    pub(crate) removed: watch::Sender<BTreeSet<Uuid>>,
     pub(crate) members: Vec<Member>,
 }
 
@@ -40,9 +44,11 @@ pub(crate) struct Member {
     pub(crate) endpoint: Endpoint,
     store: Arc<MemoryMetastore>,
     done: Arc<Mutex<BTreeSet<Uuid>>>,
-    says: Arc<Mutex<Says>>,
-    pub(crate) statuses: Arc<AtomicUsize>,
-    pub(crate) requests: Arc<AtomicUsize>,
+    removed: watch::Sender<BTreeSet<Uuid>>,
+    says: watch::Sender<Says>,
+    statuses: watch::Sender<usize>,
+    requests: watch::Sender<usize>,
+    watches: watch::Sender<usize>,
 }
 
 /// What a member is to answer.
@@ -71,9 +77,9 @@ impl Cluster {
         authority.issue(Role::Metastore, None).unwrap();
         authority.issue(Role::Client, None).unwrap();
         let store = Arc::new(MemoryMetastore::new());
-        let (done, members_wanted) = (Arc::default(), members);
-        let mut cluster = Self { certs, store, done, members: Vec::new() };
-        for _ in 0..members_wanted {
+        let (done, removed) = (Arc::default(), watch::Sender::default());
+        let mut cluster = Self { certs, store, done, removed, members: Vec::new() };
+        for _ in 0..members {
             let member = cluster.start_member("127.0.0.1:0").await;
             cluster.members.push(member);
         }
@@ -98,9 +104,11 @@ impl Cluster {
             endpoint: endpoint.clone(),
             store: self.store.clone(),
             done: self.done.clone(),
-            says: Arc::new(Mutex::new(Says { requests: Requests::Unanswered, status: None })),
-            statuses: Arc::default(),
-            requests: Arc::default(),
+            removed: self.removed.clone(),
+            says: watch::Sender::new(Says { requests: Requests::Unanswered, status: None }),
+            statuses: watch::Sender::default(),
+            requests: watch::Sender::default(),
+            watches: watch::Sender::default(),
         };
         tokio::spawn(serve(endpoint, member.clone()));
         member
@@ -111,7 +119,7 @@ impl Cluster {
         for (index, member) in self.members.iter().enumerate() {
             self.follow(index, leader, term);
             if index == leader {
-                member.says().requests = Requests::Answered;
+                member.does(Requests::Answered);
             }
         }
     }
@@ -119,16 +127,16 @@ impl Cluster {
     /// Makes a member say that another leads.
     pub(crate) fn follow(&self, member: usize, leader: usize, term: u64) {
         let leader = &self.members[leader];
-        *self.members[member].says() = Says {
+        self.members[member].says.send_replace(Says {
             requests: Requests::Refused(Some(leader.address.clone())),
             status: Some(self.status(member, term, Some(leader.id))),
-        };
+        });
     }
 
     /// Makes a member say that it knows of no leader.
     pub(crate) fn lose_leader(&self, member: usize, term: u64) {
         let status = Some(self.status(member, term, None));
-        *self.members[member].says() = Says { requests: Requests::Refused(None), status };
+        self.members[member].says.send_replace(Says { requests: Requests::Refused(None), status });
     }
 
     pub(crate) fn status(&self, member: usize, term: u64, leader: Option<Uuid>) -> MemberStatus {
@@ -166,46 +174,68 @@ impl Cluster {
 }
 
 impl Member {
-    pub(crate) fn says(&self) -> std::sync::MutexGuard<'_, Says> {
-        self.says.lock().unwrap()
+    /// Does this with requests from now on, and says of the cluster what it said.
+    pub(crate) fn does(&self, requests: Requests) {
+        self.says.send_modify(|says| says.requests = requests);
     }
 
     /// Says nothing to anybody from now on, as if it hung.
     pub(crate) fn hang(&self) {
-        *self.says() = Says { requests: Requests::Unanswered, status: None };
+        self.says.send_replace(Says { requests: Requests::Unanswered, status: None });
     }
 
     pub(crate) fn statuses(&self) -> usize {
-        self.statuses.load(Ordering::Relaxed)
+        *self.statuses.borrow()
     }
 
     pub(crate) fn requests(&self) -> usize {
-        self.requests.load(Ordering::Relaxed)
+        *self.requests.borrow()
+    }
+
+    /// Waits until it was asked so often for its status.
+    pub(crate) async fn statuses_reach(&self, count: usize) {
+        reach(&self.statuses, count).await;
+    }
+
+    /// Waits until it had so many other requests.
+    pub(crate) async fn requests_reach(&self, count: usize) {
+        reach(&self.requests, count).await;
+    }
+
+    /// Waits until it has taken so many watches.
+    pub(crate) async fn watches_reach(&self, count: usize) {
+        reach(&self.watches, count).await;
     }
 
     async fn answer(&self, request: Request) -> Result<Answer, Error> {
         let stale = match &request {
             Request::Status => {
-                self.statuses.fetch_add(1, Ordering::Relaxed);
-                let status = self.says().status.clone();
-                return Ok(Answer::Status(unless_silent(status).await));
+                add_one(&self.statuses);
+                return Ok(Answer::Status(unless_silent(self.status()).await));
             }
             Request::Get { stale, .. } | Request::Scan { stale, .. } => *stale,
             _ => false,
         };
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        let says = self.says().requests.clone();
+        add_one(&self.requests);
+        let says = self.says.borrow().requests.clone();
         match says {
             Requests::Unanswered => pending().await,
             Requests::Refused(leader) if !stale => return Err(Error::NotLeader { leader }),
             Requests::Answered | Requests::Swallowed | Requests::Refused(_) => {}
         }
-        let is_change = matches!(request, Request::Change { .. });
+        let is_change = matches!(request, Request::Change { .. } | Request::RemoveMember(_));
         let answer = self.carry_out(request).await;
         if is_change && says == Requests::Swallowed {
             pending().await
         }
         answer
+    }
+
+    /// What it says of the cluster, of which some may have been removed.
+    fn status(&self) -> Option<MemberStatus> {
+        let mut status = self.says.borrow().status.clone()?;
+        status.members.retain(|member| !self.removed.borrow().contains(&member.id));
+        Some(status)
     }
 
     async fn carry_out(&self, request: Request) -> Result<Answer, Error> {
@@ -219,9 +249,15 @@ impl Member {
                 }
                 self.store.commit(transaction).await.map(Answer::Committed)
             }
-            Request::AddMember { .. } | Request::RemoveMember(_) | Request::TransferLeader(_) => {
+            Request::RemoveMember(id) => {
+                let members = self.status().unwrap().members;
+                if members.iter().all(|member| member.id != id) {
+                    return Err(Error::bad_request("no member has the id"));
+                }
+                self.removed.send_if_modified(|removed| removed.insert(id));
                 Ok(Answer::Done)
             }
+            Request::AddMember { .. } | Request::TransferLeader(_) => Ok(Answer::Done),
             other => Err(Error::bad_request(format!("not in these tests: {other:?}"))),
         }
     }
@@ -246,8 +282,8 @@ impl Member {
         after: Version,
         stream: &mut Stream,
     ) -> Result<(), WireError> {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        let says = self.says().requests.clone();
+        add_one(&self.requests);
+        let says = self.says.borrow().requests.clone();
         let begun = match says {
             Requests::Answered => self.store.watch(prefix, after).await,
             Requests::Refused(leader) => Err(Error::NotLeader { leader }),
@@ -256,6 +292,7 @@ impl Member {
         let answer = begun.as_ref().map(|_| Answer::Done).map_err(Error::clone);
         stream.sender.send(&answer_frame(&answer)).await?;
         let Ok(mut watch) = begun else { return Ok(()) };
+        add_one(&self.watches);
         let mut seen = after;
         while stream.receiver.next().await?.is_some() {
             let answer = self.more(&mut watch, &mut seen).await;
@@ -273,7 +310,7 @@ impl Member {
             told = told => told.unwrap_or(Ok(Vec::new()))?,
             error = self.deposed() => return Err(error),
         };
-        if self.says().requests == Requests::Unanswered {
+        if self.says.borrow().requests == Requests::Unanswered {
             pending::<()>().await;
         }
         if let Some(last) = changes.last() {
@@ -284,17 +321,16 @@ impl Member {
 
     /// Waits until it does not lead, or without end if it hangs.
     async fn deposed(&self) -> Error {
-        loop {
-            match self.says().requests.clone() {
-                Requests::Refused(leader) => return Error::NotLeader { leader },
-                Requests::Answered | Requests::Swallowed | Requests::Unanswered => {}
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        let mut says = self.says.subscribe();
+        let refuses = |says: &Says| matches!(says.requests, Requests::Refused(_));
+        match says.wait_for(refuses).await.unwrap().requests.clone() {
+            Requests::Refused(leader) => Error::NotLeader { leader },
+            other => panic!("{other:?}"),
         }
     }
 
     async fn serve_backup(&self, stream: &mut Stream) -> Result<(), WireError> {
-        let says = self.says().requests.clone();
+        let says = self.says.borrow().requests.clone();
         let broken = says == Requests::Swallowed;
         let answers = match says {
             Requests::Refused(leader) => vec![Err(Error::NotLeader { leader })],
@@ -320,4 +356,14 @@ async fn unless_silent<T>(said: Option<T>) -> T {
         Some(said) => said,
         None => pending().await,
     }
+}
+
+fn add_one(counter: &watch::Sender<usize>) {
+    counter.send_modify(|count| *count += 1);
+}
+
+async fn reach(counter: &watch::Sender<usize>, goal: usize) {
+    let mut counter = counter.subscribe();
+    let reached = timeout(LONG, counter.wait_for(|count| *count >= goal)).await.is_ok();
+    assert!(reached, "it is at {} and not at {goal}", *counter.borrow());
 }

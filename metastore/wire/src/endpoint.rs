@@ -62,6 +62,17 @@ pub struct Server {
     pub roles: &'static [Role],
 }
 
+/// Refuses an address to listen on that is every one of the machine's (as `0.0.0.0:7000`), unless
+/// it is said elsewhere where the server is reached.
+pub fn check_reachable(listen: &str, advertised: bool) -> Result<(), Error> {
+    match listen.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_unspecified() && !advertised => {
+            Err(Error::NoAddress { address: listen.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Endpoint {
     /// Makes an endpoint that only calls others. Must be called within the runtime.
     ///

@@ -30,6 +30,12 @@ pub enum Error {
         /// What the system said, and what to do.
         why: String,
     },
+    /// A server would listen on every address, and so could tell nobody where it is.
+    #[error("{address} is no address that others can reach: say with --advertise how they do")]
+    NoAddress {
+        /// The address as it was given.
+        address: String,
+    },
     /// A deadline passed. The peer may have acted on what it was asked.
     #[error("no answer in time: {what}")]
     TimedOut {

@@ -127,7 +127,7 @@ mod transport;
 
 pub use authority::Authority;
 pub use connection::{Connection, Peer};
-pub use endpoint::{Endpoint, Server};
+pub use endpoint::{Endpoint, Server, check_reachable};
 pub use error::Error;
 pub use frame::{FRAME_BYTES_MAX, Frame, FrameReceiver, FrameSender, Frames, Stream};
 pub use handshake::PROTOCOL_VERSIONS;

@@ -133,7 +133,9 @@ fn the_last_of_three_becomes_the_cluster_again() {
     assert!(words.contains(dir), "{words}");
     cluster.members[left].running().assert_runs();
     cluster.members[left].kill();
-    run(&cluster, &["backup", "backup", "--dir", dir]).succeeded();
+    let words = run(&cluster, &["backup", "backup", "--dir", dir]).succeeded();
+    let words = String::from_utf8(words).unwrap();
+    assert!(words.contains("\nlog ends at term ") && words.contains(", entry "), "{words}");
     restore(&mut cluster, "backup");
     assert_known(&library, &created);
     assert!(cluster.client.read(&written) == lines(0..100), "other bytes came back");

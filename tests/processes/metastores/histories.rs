@@ -26,6 +26,23 @@ const CLIENTS: u64 = 3;
 /// How long the impatient ones wait: so short that there are outcomes which nobody knows.
 const IMPATIENCE: Duration = Duration::from_millis(300);
 
+/// What may happen.
+#[derive(Clone, Copy)]
+enum Happening {
+    LeaderKilled,
+    Killed,
+    LeaderPaused,
+    Paused,
+    LeaderCutOff,
+    Removed,
+    HandedOver,
+}
+
+use Happening::*;
+
+const HAPPENINGS: [Happening; 7] =
+    [LeaderKilled, Killed, LeaderPaused, Paused, LeaderCutOff, Removed, HandedOver];
+
 /// Clients that do random things, and write down what they were told.
 struct Clients<'a> {
     library: &'a Library,
@@ -39,6 +56,9 @@ struct Schedule<'a> {
     cluster: &'a mut Metastores,
     random: Random,
     since: Instant,
+    /// Removals and hand-overs that were done; others may have failed.
+    removed: u32,
+    handed_over: u32,
 }
 
 #[test]
@@ -54,14 +74,14 @@ fn whatever_happens_history_is_linear() {
     let library = cluster.library();
     let clients = Clients::start(&library, &cluster, seed);
     let (random, since) = (Random::new(seed), Instant::now());
-    let mut schedule = Schedule { cluster: &mut cluster, random, since };
-    while schedule.since.elapsed() < time {
-        schedule.go_on();
-    }
+    let mut schedule =
+        Schedule { cluster: &mut cluster, random, since, removed: 0, handed_over: 0 };
+    schedule.go_on_for(time);
     schedule.end();
     let summary = clients.check();
     eprintln!("{summary:?}");
     assert!(summary.committed > 100 && summary.conflicts > 10, "{summary:?}");
+    assert!(summary.gets > 10 && summary.scans > 0 && summary.blocks > 0, "{summary:?}");
 }
 
 impl<'a> Clients<'a> {
@@ -96,22 +116,46 @@ impl<'a> Clients<'a> {
 }
 
 impl Schedule<'_> {
+    /// Lets everything happen, each thing once before any comes again, and goes on for this long;
+    /// longer, if no member has been removed or leadership handed over yet.
+    fn go_on_for(&mut self, time: Duration) {
+        for round in 0.. {
+            for happening in self.shuffled() {
+                let elapsed = self.since.elapsed();
+                let is_missing = self.removed == 0 || self.handed_over == 0;
+                if round > 0 && elapsed >= time && (!is_missing || elapsed >= 3 * time) {
+                    assert!(!is_missing, "{} removed, {} led", self.removed, self.handed_over);
+                    return;
+                }
+                self.go_on(happening);
+            }
+        }
+    }
+
+    fn shuffled(&mut self) -> [Happening; 7] {
+        let mut happenings = HAPPENINGS;
+        for left in (2..=happenings.len()).rev() {
+            let place = usize::try_from(self.random.below(left as u64)).unwrap();
+            happenings.swap(place, left - 1);
+        }
+        happenings
+    }
+
     /// Does one thing, and undoes it after a while.
-    fn go_on(&mut self) {
-        let happening = self.random.below(7);
+    fn go_on(&mut self, happening: Happening) {
         let member = match happening {
             // The leader is where most goes wrong.
-            0 | 2 | 4 => self.cluster.leader(),
-            _ => self.random.pick(&[0, 1, 2]),
+            LeaderKilled | LeaderPaused | LeaderCutOff => self.cluster.leader(),
+            Killed | Paused | Removed | HandedOver => self.random.pick(&[0, 1, 2]),
         };
         match happening {
-            0 | 1 => self.kill(member),
-            2 | 3 => self.pause(member),
-            4 => self.cut_off(member),
-            5 => self.remove(member),
-            _ => self.hand_over(member),
+            LeaderKilled | Killed => self.kill(member),
+            LeaderPaused | Paused => self.pause(member),
+            LeaderCutOff => self.cut_off(member),
+            Removed => self.remove(member),
+            HandedOver => self.hand_over(member),
         }
-        // Sometimes the next thing comes before this one is over.
+        // Sometimes the next thing comes before the members have got over this one.
         if self.random.below(2) == 0 {
             self.wait(1500);
         }
@@ -149,6 +193,7 @@ impl Schedule<'_> {
         let removed = self.cluster.change("remove-member", member);
         self.tell(&format!("{member} is removed: {removed}"));
         assert!(matches!(removed.status, Some(0 | 1)), "{removed}");
+        self.removed += u32::from(removed.status == Some(0));
         self.wait(1000);
         self.add(member);
     }
@@ -166,6 +211,7 @@ impl Schedule<'_> {
         let handed_over = self.cluster.change("transfer-leader", member);
         self.tell(&format!("{member} is to lead: {handed_over}"));
         assert!(matches!(handed_over.status, Some(0 | 1)), "{handed_over}");
+        self.handed_over += u32::from(handed_over.status == Some(0));
     }
 
     /// Leaves the cluster as it was.

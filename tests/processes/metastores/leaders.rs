@@ -8,8 +8,11 @@ use crate::metastores::Metastores;
 use crate::metastores::loads::{Counters, Creations, assert_known};
 use crate::process::Signal;
 
-/// Within this time of a leader's death, a ledger is created that was asked for after it.
+/// Within this time of a leader's death, or of its hanging, a ledger is created that was asked for after it.
 const NEW_LEADER_MAX: Duration = Duration::from_secs(2);
+
+/// A writer stands still for no longer than this while nobody leads: it asks nobody who does.
+const STALL_MAX: Duration = Duration::from_secs(1);
 
 #[test]
 fn a_new_leader_is_found_whenever_one_is_killed() {
@@ -50,6 +53,7 @@ fn a_leader_that_hangs_is_replaced_and_follows_when_it_wakes() {
     cluster.members[hanging].signal(Signal::Stop);
     let took = creations.first_begun_after(Instant::now()).duration_since(since);
     eprintln!("a ledger was created {took:?} after the leader was stopped");
+    assert!(!is_long() || took < NEW_LEADER_MAX, "{took:?}");
     while since.elapsed() < Duration::from_secs(5) {
         creations.go_on(1);
     }
@@ -76,7 +80,9 @@ fn writers_that_need_no_metadata_do_not_notice() {
         load.go_on(1);
         cluster.wait_all_settled();
     }
-    eprintln!("the longest stall while leaders died: {:?}", load.longest_stall);
+    let stall = load.longest_stall;
+    eprintln!("the longest stall while leaders died: {stall:?}");
+    assert!(!is_long() || stall < STALL_MAX, "{stall:?}");
     let (ledger, written) = load.close();
     assert!(cluster.client.read(&ledger) == written, "other bytes came back");
 }

@@ -1,10 +1,11 @@
 //! Members that come and go while the cluster is at work.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::load::until;
 use crate::metastores::Metastores;
 use crate::metastores::loads::{Counters, Creations, assert_known};
+use crate::metastores::status::Status;
 
 #[test]
 fn one_grows_to_three_and_five_and_shrinks_again_under_load() {
@@ -144,8 +145,14 @@ fn a_joiner_that_is_killed_on_its_way_joins_when_it_is_started_again() {
         let running = cluster.running().map(|member| cluster.members[member].address);
         let running: Vec<_> = running.collect();
         cluster.members[joiner].spawn(&running);
-        // Somewhere between its first file and its vote.
-        thread::sleep(Duration::from_millis(150 * joiner as u64));
+        // One when it is somebody, the other when the cluster knows of it.
+        let (log, address) =
+            (cluster.members[joiner].dir().join("log.redb"), cluster.members[joiner].address);
+        let is_known = |status: Status| status.members.iter().any(|it| it.address == address);
+        until("begun", || match joiner {
+            1 => log.exists(),
+            _ => Status::ask(&cluster.client).is_some_and(is_known),
+        });
         cluster.members[joiner].kill();
         cluster.members[joiner].restart();
         // Where it had joined already, it is just started; else it is joining still.

@@ -129,7 +129,9 @@ fn a_watch_goes_on_under_the_next_leader() {
     };
     let told = end(of_all).expect("there was always one who remembered");
     assert!(told == written, "{} changes told, {} made", told.len(), written.len());
-    for told in of_one.into_iter().filter_map(end) {
+    let of_one: Vec<_> = of_one.into_iter().filter_map(end).collect();
+    assert!(!of_one.is_empty(), "no watch went on that knew one member at first");
+    for told in of_one {
         assert!(told == written, "{} changes told, {} made", told.len(), written.len());
     }
 }

@@ -66,6 +66,15 @@ fn a_wiped_member_joins_as_a_new_one() {
     assert!(!past[0].reachable && present[0].reachable, "{status:?}");
     creations.go_on(20);
 
+    // The address does not say which of the two.
+    for command in ["remove-member", "transfer-leader"] {
+        let words = cluster.change(command, wiped).failed(1);
+        let new = &present[0].id;
+        assert!(words.contains(&format!("{old}, which does not answer")), "{words}");
+        assert!(words.contains(&format!("{new}, which answers")), "{words}");
+    }
+    assert_eq!(Status::ask(&cluster.client).map(|status| status.members.len()), Some(4));
+
     cluster.client.run(&["metastore", "remove-member", &old]).succeeded();
     let after = cluster.wait_all_settled();
     assert_ne!(after.at(address).id, old);

@@ -31,7 +31,7 @@ pub(crate) enum Metastore {
     },
     /// Removes a member, which may be dead, or the leader, but not the last one
     RemoveMember {
-        /// Its id, or its address
+        /// Its id, or its address if no other member has had the same
         #[arg(value_name = "ID-OR-ADDR")]
         member: String,
     },
@@ -47,8 +47,8 @@ pub(crate) enum Metastore {
         file: PathBuf,
         /// Takes it from the directory of a member that is stopped, when no majority is left
         ///
-        /// What only other members had is lost then: choose the directory of the member whose log
-        /// is the longest.
+        /// What only other members had is lost then. It prints where the member's log ends: of
+        /// several take the one with the highest term, and among those with the highest entry.
         #[arg(long)]
         dir: Option<PathBuf>,
     },
@@ -137,11 +137,7 @@ async fn resolve(store: &RemoteMetastore, member: &str) -> Result<Uuid, Failure>
     check_address(member).map_err(|_| {
         Failure::Usage(format!("{member:?} is neither the id of a member nor its address"))
     })?;
-    look(store).await?.member_at(member).ok_or_else(|| {
-        Failure::Failed(format!(
-            "no member is at {member}; `inkfast metastore status` shows those that there are"
-        ))
-    })
+    look(store).await?.member_at(member).map_err(Failure::Failed)
 }
 
 fn failure(error: Error) -> Failure {

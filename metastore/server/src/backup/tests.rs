@@ -65,7 +65,8 @@ async fn a_stopped_member_gives_all_that_it_knows_and_is_left_as_it_was() {
                 (rows + 1, bytes + row.0.len() as u64 + row.1.len() as u64)
             });
         let revision = known.store.read(state::revision).await.unwrap();
-        assert_eq!(summary, BackupSummary { cluster, revision, rows, bytes });
+        let expected = BackupSummary { cluster, term: 3, entry: 6, revision, rows, bytes };
+        assert_eq!(summary, expected);
     }
     let read = |name| fs::read(place.path(name)).unwrap();
     assert_eq!(read("file"), read("again"));
@@ -132,7 +133,7 @@ async fn a_damaged_backup_is_refused_and_leaves_no_member() {
         all.push(flipped);
     }
     all.push([bytes.as_slice(), b"more"].concat());
-    let header = header(Uuid::nil(), &storage.store.applied().await.unwrap()).unwrap();
+    let (header, _) = header(Uuid::nil(), &storage.store.applied().await.unwrap()).unwrap();
     all.push([bytes.as_slice(), &bytes[header.len()..]].concat());
     for bytes in all {
         fs::write(&damaged, &bytes).unwrap();

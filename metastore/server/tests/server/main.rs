@@ -271,6 +271,20 @@ async fn a_port_in_use_is_refused() {
 }
 
 #[tokio::test]
+async fn an_address_that_nobody_can_reach_is_refused() {
+    let place = Place::new();
+    for listen in ["0.0.0.0:0", "[::]:0"] {
+        let config = Config { listen: listen.into(), ..place.config() };
+        let refused = MetastoreServer::start(config).await.err().unwrap().to_string();
+        assert!(refused.contains(listen) && refused.contains("--advertise"), "{refused}");
+    }
+    assert!(!place.dir().exists(), "nothing was made");
+    let advertise = Some("127.0.0.1:7000".into());
+    let config = Config { listen: "0.0.0.0:0".into(), advertise, ..place.config() };
+    MetastoreServer::start(config).await.unwrap().stop().await;
+}
+
+#[tokio::test]
 async fn a_directory_of_something_else_is_refused() {
     let place = Place::new();
     fs::create_dir_all(place.dir()).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use futures::stream::{self, StreamExt};
-use inkfast_metastore::LeaseId;
+use inkfast_metastore::{LeaseId, MemberStatus};
 
 use super::*;
 
@@ -74,7 +74,9 @@ async fn leases_and_watches_survive_the_leader() {
     let mut watches: Vec<_> = watches.collect().await;
 
     let asked = Instant::now();
+    let before = log_end(&store).await;
     keep_alive(&store, &leases).await;
+    assert_eq!(log_end(&store).await, before, "a keep-alive costs no entry of the log");
     eprintln!("{many} keep-alives took {:?}", asked.elapsed());
     // The first member has founded the cluster, and leads.
     servers.remove(0).stop().await;
@@ -93,6 +95,13 @@ async fn leases_and_watches_survive_the_leader() {
     assert_eq!(told.len(), many, "each watch is told of its own key");
     keep_alive(&store, &leases).await;
     stop_all(servers).await;
+}
+
+/// Where the leader's log ends.
+async fn log_end(store: &RemoteMetastore) -> Option<u64> {
+    let leads = |status: &MemberStatus| status.leader == Some(status.id);
+    let statuses = store.status().await.into_iter().map(|(_, status)| status.unwrap());
+    statuses.filter(leads).map(|status| status.log).next().unwrap()
 }
 
 /// How many requests are under way at a time.

@@ -11,7 +11,8 @@ use crate::output::say;
 pub(super) async fn back_up(dir: &Path, file: &Path) -> Result<(), Failure> {
     let summary = backup_directory(dir, file).await?;
     let (rows, revision) = (summary.rows, summary.revision);
-    Ok(say(format_args!("backup {} {rows} rows, revision {revision}", file.display()))?)
+    say(format_args!("backup {} {rows} rows, revision {revision}", file.display()))?;
+    Ok(say(format_args!("log ends at term {}, entry {}", summary.term, summary.entry))?)
 }
 
 /// Makes a member of a backup.

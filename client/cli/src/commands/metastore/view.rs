@@ -78,10 +78,23 @@ impl View {
         self.leader.is_some()
     }
 
-    /// Returns the member at an address.
-    pub(super) fn member_at(&self, address: &str) -> Option<Uuid> {
-        let member = self.members.iter().find(|member| member.address == address)?;
-        Some(member.id.0)
+    /// Returns the member at an address, or says why it is none or not known which.
+    pub(super) fn member_at(&self, address: &str) -> Result<Uuid, String> {
+        let there = self.members.iter().filter(|member| member.address == address);
+        match there.collect::<Vec<_>>().as_slice() {
+            [] => Err(format!(
+                "no member is at {address}; `inkfast metastore status` shows those that there are"
+            )),
+            [member] => Ok(member.id.0),
+            several => {
+                let word = |member: &&MemberView| {
+                    let answers = if member.reachable { "answers" } else { "does not answer" };
+                    format!("{}, which {answers}", member.id.0)
+                };
+                let words = several.iter().map(word).collect::<Vec<_>>().join("; ");
+                Err(format!("several members are at {address}: {words}; give the id of one"))
+            }
+        }
     }
 }
 
@@ -153,7 +166,18 @@ mod tests {
         let roles = view.members.iter().map(|it| (it.role, it.reachable)).collect::<Vec<_>>();
         assert_eq!(roles, [("follower", true), ("leader", true), ("learner", false)]);
         assert_eq!((view.members[2].term, view.members[0].log), (None, Some(9)));
-        assert_eq!((view.member_at("m:3"), view.member_at("m:4")), (Some(id(3)), None));
+        assert_eq!(view.member_at("m:3"), Ok(id(3)));
+        assert!(view.member_at("m:4").is_err());
+    }
+
+    #[test]
+    fn a_member_is_not_guessed_where_two_have_been() {
+        let mut status = says(2, 5, Some(2));
+        status.members[0].address = "m:2".into();
+        let words = View::new(id(9), vec![status]).member_at("m:2").unwrap_err();
+        let word = |id, answers| format!("{id}, which {answers}");
+        assert!(words.contains(&word(id(1), "does not answer")), "{words}");
+        assert!(words.contains(&word(id(2), "answers")), "{words}");
     }
 
     #[test]
