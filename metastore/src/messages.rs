@@ -154,6 +154,7 @@ impl Request {
             Self::KeepAlive(_)
             | Self::Change { .. }
             | Self::AddMember { .. }
+            | Self::MoveMember { .. }
             | Self::RemoveMember(_)
             | Self::TransferLeader(_) => true,
             // A watch or backup that may have begun, and of which nobody hears, is none.
