@@ -24,10 +24,13 @@
 //! | 8 `watch` | {1 `prefix` string, 2 `after` uint64} | a watch, which the stream is for then | 6, 12 |
 //! | 9 `more` | {} | the watch's next changes | 11, 12 |
 //! | 10 `status` | {} | what the member knows of the cluster | 14 |
-//! | 11 `add_member` | string: the address of a metastore | it to be a voter | 6 |
+//! | 11 `add_member` | {1 `address` string, 2 `id` optional 16 bytes} | the metastore there to be a voter | 6 |
 //! | 12 `remove_member` | 16 bytes: a member's id | it to be none any more | 6 |
 //! | 16 `transfer_leader` | 16 bytes: a voter's id | it to lead | 6 |
 //! | 17 `backup` | {} | a backup, which the stream is for then | 15, often |
+//! | 18 `move_member` | as 11 | the member there to be reached there | 6 |
+//!
+//! The `id` of 11 and 18 says who has to be found at the address, or else nothing is done.
 //!
 //! A condition is {1 `key` string} and one of {2 `at` uint64: a version, 3 `absent` {}}. A write is
 //! {1 `key` string} and one of {2 `put` {1 `value` bytes, 2 `lease` optional uint64},
@@ -81,9 +84,9 @@ use crate::types::{LeaseId, Page, Scan, Version};
 mod proto;
 
 use proto::{
-    AnswerBody, AnswerMessage, ConflictMessage, NotLeaderMessage, PageMessage, RangeMessage,
-    RequestBody, RequestMessage, ScanMessage, SequenceMessage, ValueMessage, WatchMessage,
-    id_bytes, id_of,
+    AnswerBody, AnswerMessage, ConflictMessage, NotLeaderMessage, PageMessage, PlaceMessage,
+    RangeMessage, RequestBody, RequestMessage, ScanMessage, SequenceMessage, ValueMessage,
+    WatchMessage, id_bytes, id_of,
 };
 
 /// The most bytes of a piece of a backup.
@@ -133,11 +136,15 @@ pub enum Request {
     AddMember {
         /// Where it is, as `host:port`.
         address: String,
+        /// Its id, if the caller knows it: then nobody else is meant.
+        id: Option<Uuid>,
     },
     /// Says that the member at an address is reached there from now on.
     MoveMember {
         /// Where it is, as `host:port`.
         address: String,
+        /// Its id, if the caller knows it: then nobody else is meant.
+        id: Option<Uuid>,
     },
     /// Makes a member none any more.
     RemoveMember(Uuid),
@@ -209,8 +216,8 @@ fn request_message(request: Request) -> RequestMessage {
         }
         Request::More => RequestBody::More(()),
         Request::Status => RequestBody::Status(()),
-        Request::AddMember { address } => RequestBody::AddMember(address),
-        Request::MoveMember { address } => RequestBody::MoveMember(address),
+        Request::AddMember { address, id } => RequestBody::AddMember(place(address, id)),
+        Request::MoveMember { address, id } => RequestBody::MoveMember(place(address, id)),
         Request::RemoveMember(id) => RequestBody::RemoveMember(id_bytes(id)),
         Request::TransferLeader(id) => RequestBody::TransferLeader(id_bytes(id)),
         Request::Backup => RequestBody::Backup(()),
@@ -254,8 +261,12 @@ fn request(message: RequestMessage) -> Result<Request, Error> {
         }
         RequestBody::More(()) => return Ok(Request::More),
         RequestBody::Status(()) => return Ok(Request::Status),
-        RequestBody::AddMember(address) => return Ok(Request::AddMember { address }),
-        RequestBody::MoveMember(address) => return Ok(Request::MoveMember { address }),
+        RequestBody::AddMember(PlaceMessage { address, id }) => {
+            return Ok(Request::AddMember { address, id: optional_id(id)? });
+        }
+        RequestBody::MoveMember(PlaceMessage { address, id }) => {
+            return Ok(Request::MoveMember { address, id: optional_id(id)? });
+        }
         RequestBody::RemoveMember(id) => {
             return Ok(Request::RemoveMember(id_of(&id).map_err(Error::bad_request)?));
         }
@@ -274,6 +285,14 @@ fn request(message: RequestMessage) -> Result<Request, Error> {
     };
     let request = id_of(&request).map_err(Error::bad_request)?;
     Ok(Request::Change { request, operation })
+}
+
+fn place(address: String, id: Option<Uuid>) -> PlaceMessage {
+    PlaceMessage { address, id: id.map(id_bytes) }
+}
+
+fn optional_id(id: Option<Bytes>) -> Result<Option<Uuid>, Error> {
+    id.as_deref().map(id_of).transpose().map_err(Error::bad_request)
 }
 
 /// Makes the frame of an encoded answer.

@@ -110,18 +110,27 @@ impl RemoteMetastore {
         all
     }
 
-    /// Makes the metastore at an address a voter, within 60 s: it has to be of this cluster, and
-    /// learns the whole state first. Does nothing if it is one.
+    /// Makes the metastore at an address a voter: it has to be of this cluster, and learns the whole
+    /// state first. Does nothing if it is one.
+    ///
+    /// Fails with [`Error::TimedOut`] if it has not learned the state within 60 s. It goes on
+    /// learning, and another call goes on waiting.
     pub async fn add_member(&self, address: &str) -> Result<(), Error> {
         check_address(address)?;
-        self.change_members(Request::AddMember { address: address.into() }).await
+        self.change_members(Request::AddMember { address: address.into(), id: None }).await
     }
 
-    /// Tells the others that the member at an address is reached there from now on, within 60 s.
-    /// Refused if it is no member, for example because it was removed.
-    pub async fn move_member(&self, address: &str) -> Result<(), Error> {
+    /// Does the same for the metastore of this id, and is refused if another answers there.
+    pub async fn join(&self, id: Uuid, address: &str) -> Result<(), Error> {
         check_address(address)?;
-        self.change_members(Request::MoveMember { address: address.into() }).await
+        self.change_members(Request::AddMember { address: address.into(), id: Some(id) }).await
+    }
+
+    /// Tells the others that a member is reached at an address from now on, which is tried for 60 s
+    /// if it does not answer there. Refused if it is no member, for example because it was removed.
+    pub async fn move_member(&self, id: Uuid, address: &str) -> Result<(), Error> {
+        check_address(address)?;
+        self.change_members(Request::MoveMember { address: address.into(), id: Some(id) }).await
     }
 
     /// Removes a member, alive or not, within 60 s. The leader hands over first. The last voter

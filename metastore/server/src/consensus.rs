@@ -75,7 +75,7 @@ struct Inner {
     room: Arc<Semaphore>,
     confirming: mpsc::Sender<oneshot::Sender<Result<(), Error>>>,
     /// Held while the members change, one change at a time.
-    changing: tokio::sync::Mutex<()>,
+    changing: Arc<tokio::sync::Mutex<()>>,
     receiving: Receiving,
     /// What goes on beside: it ends with this.
     _beside: JoinSet<()>,
@@ -118,13 +118,15 @@ impl Consensus {
         let mut beside = JoinSet::new();
         beside.spawn(confirm_all(raft.clone(), waiting));
         beside.spawn(bound_log(raft.clone(), storage.log.clone()));
+        let changing = Arc::default();
+        beside.spawn(membership::finish_changes(raft.clone(), Arc::clone(&changing)));
         Ok(Self(Arc::new(Inner {
             raft,
             network,
             id,
             room: Arc::new(Semaphore::new(PROPOSED_BYTES_MAX)),
             confirming,
-            changing: tokio::sync::Mutex::new(()),
+            changing,
             receiving: Receiving::new(storage.store.clone()),
             _beside: beside,
         })))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use inkfast_metastore::{Error as MetastoreError, Metastore, RemoteMetastore};
 use inkfast_wire::Endpoint;
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::consensus::Consensus;
@@ -14,8 +14,10 @@ use crate::service::Me;
 use crate::storage::{Beginning, Storage};
 use crate::{Config, Error, rows};
 
-/// How long a new member tries to join.
+/// How long a new member looks for the members that it is to join.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long it may take to learn the state before it votes.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(600);
 /// The pause between two attempts to tell the others a new address.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long one of these attempts may take.
@@ -47,7 +49,16 @@ pub(crate) async fn join(
         return Ok(());
     }
     let members = RemoteMetastore::new(endpoint, members, JOIN_TIMEOUT);
-    members.add_member(&me.address).await.map_err(|error| Error::Join(error.to_string()))?;
+    let late = Instant::now() + CATCH_UP_TIMEOUT;
+    loop {
+        match members.join(me.member.id, &me.address).await {
+            Ok(()) => break,
+            Err(error @ MetastoreError::TimedOut { .. }) if Instant::now() < late => {
+                tracing::info!(%error, "not a voter yet, and goes on joining");
+            }
+            Err(error) => return Err(Error::Join(error.to_string())),
+        }
+    }
     storage.log.note_joined().await.map_err(|error| Error::database(LOG, error))
 }
 
@@ -66,7 +77,7 @@ pub(crate) async fn announce(me: Me, endpoint: Endpoint, consensus: Consensus) {
         } else {
             let others = others.into_iter().map(|member| member.address).collect();
             let members = RemoteMetastore::new(&endpoint, others, ATTEMPT_TIMEOUT);
-            members.move_member(&me.address).await
+            members.move_member(me.member.id, &me.address).await
         };
         match told {
             Err(error @ MetastoreError::BadRequest { .. }) => {
@@ -74,7 +85,7 @@ pub(crate) async fn announce(me: Me, endpoint: Endpoint, consensus: Consensus) {
                 return;
             }
             Err(error) => {
-                tracing::info!(%error, "the others do not know this member's new address yet");
+                tracing::warn!(%error, "the others do not know this member's new address yet");
             }
             Ok(()) => {}
         }

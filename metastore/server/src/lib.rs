@@ -122,8 +122,9 @@ impl MetastoreServer {
     /// another at once, though there may be no leader yet.
     ///
     /// Refuses a directory of something else, of a newer format, or in use, and an address in use
-    /// or that nobody can reach.
-    /// Fails if no member at the addresses to join lets it in within a minute.
+    /// or that nobody can reach. Fails if no member at the addresses to join answers within a
+    /// minute, or if it has not learned the state within some ten minutes; started again, it goes
+    /// on with what it has.
     pub fn start(config: Config) -> BoxFuture<'static, Result<Self, Error>> {
         // Boxed, or every crate that awaits it would compile the whole server once more.
         Self::start_config(config).boxed()

@@ -29,6 +29,8 @@ use crate::store::Store;
 const READS_MAX: usize = 64;
 /// How often it is looked whether leases have run out: about how late they end.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a caller has to take a piece of a backup, which keeps the state of its moment on disk.
+const PIECE_DEADLINE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 /// A member that stood still for so long lets its holders be heard before it ends leases.
 const STOOD_STILL: Duration = Duration::from_secs(1);
 
@@ -147,17 +149,18 @@ impl Front {
                 self.change(request, operation).await
             }
             Request::Status => Ok(Answer::Status(self.status().await?)),
-            Request::AddMember { address } => {
+            Request::AddMember { address, id } => {
                 check_address(&address)?;
                 self.leading()?;
-                let id = self.member_at(&address).await?;
+                let id = self.member_at(&address, id).await.map_err(Error::bad_request)?;
                 self.consensus.add_member(id, &address).await?;
                 Ok(Answer::Done)
             }
-            Request::MoveMember { address } => {
+            Request::MoveMember { address, id } => {
                 check_address(&address)?;
                 self.leading()?;
-                let id = self.member_at(&address).await?;
+                // It may yet be found there: it is tried again.
+                let id = self.member_at(&address, id).await.map_err(Error::unavailable)?;
                 self.consensus.move_member(id, &address).await?;
                 Ok(Answer::Done)
             }
@@ -179,13 +182,16 @@ impl Front {
 
     /// Moves the deadline first: who leads after that has given the lease its whole TTL anew.
     async fn keep_alive(&self, lease: LeaseId) -> Outcome {
-        let kept = self.leases().keep_alive(lease, Instant::now());
+        self.leases().keep_alive(lease, Instant::now());
         self.consensus.confirm().await?;
-        // It may have been granted by an earlier leader, and was not yet known here.
-        if kept || self.leases().keep_alive(lease, Instant::now()) {
+        // It may have ended since, or may not have been known here, if an earlier leader granted it.
+        if self.leases().keep_alive(lease, Instant::now()) {
             return Ok(Answer::Done);
         }
-        Err(Error::LeaseNotFound)
+        match self.store.read(move |rows| state::lease_ttl(rows, lease)).await? {
+            Some(_) => Err(Error::unavailable("the lease has run out, and is about to end")),
+            None => Err(Error::LeaseNotFound),
+        }
     }
 
     async fn change(&self, request: Uuid, operation: Operation) -> Outcome {
@@ -224,12 +230,19 @@ impl Front {
         })
     }
 
-    /// Asks who is at an address, which only a member of this cluster answers.
-    async fn member_at(&self, address: &str) -> Result<Uuid, Error> {
-        self.peers.who(address).await.map_err(|error| {
-            let words = format!("no metastore of this cluster answers at {address}: {error}");
-            Error::bad_request(words)
-        })
+    /// Asks who is at an address, which only a metastore of this cluster answers. Fails with words
+    /// if it does not, or if it is known who should and that is another.
+    async fn member_at(&self, address: &str, meant: Option<Uuid>) -> Result<Uuid, String> {
+        let found = self.peers.who(address).await.map_err(|error| {
+            format!("no metastore of this cluster answers at {address}: {error}")
+        })?;
+        match meant {
+            Some(meant) if meant != found => Err(format!(
+                "at {address} answers {found}, not {meant}: \
+                 give it an address of its own with --advertise"
+            )),
+            _ => Ok(found),
+        }
     }
 
     fn leases(&self) -> MutexGuard<'_, Leases> {
@@ -317,7 +330,10 @@ impl Front {
             let piece = backup.next().await.map_err(Error::from);
             let ended = !matches!(&piece, Ok(Some(_)));
             let answer = piece.map(|piece| Answer::Piece(piece.unwrap_or_default()));
-            stream.sender.send(&answer_frame(&answer)).await?;
+            let sent = timeout(PIECE_DEADLINE, stream.sender.send(&answer_frame(&answer))).await;
+            sent.map_err(|_| WireError::TimedOut {
+                what: format!("a piece of a backup was not taken within {PIECE_DEADLINE:?}"),
+            })??;
             if ended {
                 return Ok(());
             }

@@ -134,7 +134,7 @@ async fn simulate(mut random: Rng, record: &Record) -> Result<Outcome, String> {
         let number = members.make().await;
         let address = Place::Member(number).address();
         let added = operator.ask(
-            Request::AddMember { address },
+            Request::AddMember { address, id: None },
             Duration::from_secs(20),
             Duration::from_secs(5),
         );

@@ -42,16 +42,16 @@ pub(super) enum RequestBody {
     More(()),
     #[prost(message, tag = "10")]
     Status(()),
-    #[prost(string, tag = "11")]
-    AddMember(String),
+    #[prost(message, tag = "11")]
+    AddMember(PlaceMessage),
     #[prost(bytes = "bytes", tag = "12")]
     RemoveMember(Bytes),
     #[prost(bytes = "bytes", tag = "16")]
     TransferLeader(Bytes),
     #[prost(message, tag = "17")]
     Backup(()),
-    #[prost(string, tag = "18")]
-    MoveMember(String),
+    #[prost(message, tag = "18")]
+    MoveMember(PlaceMessage),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -118,6 +118,14 @@ pub(super) struct WatchMessage {
     pub(super) prefix: String,
     #[prost(uint64, tag = "2")]
     pub(super) after: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PlaceMessage {
+    #[prost(string, tag = "1")]
+    pub(super) address: String,
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    pub(super) id: Option<Bytes>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -1,11 +1,15 @@
-//! Watches whose streams break off all the time.
+//! Watches whose streams break off all the time, and callers who stand still.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures::FutureExt;
+use inkfast_metastore::limits::VALUE_BYTES_MAX;
+use inkfast_metastore::messages::encode_request;
 use inkfast_metastore::{KeyValue, Metastore, RemoteMetastore, Scan, Transaction};
-use inkfast_wire::{Authority, Endpoint, Identity, Net, Role, Server, serve};
+use inkfast_wire::{Authority, Endpoint, Identity, Net, Remote, Role, Server, Target, serve};
 use tempfile::TempDir;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::*;
@@ -25,16 +29,11 @@ const KEYS: usize = 20;
 /// its stream breaks off again and again.
 #[tokio::test]
 async fn watches_lose_nothing_when_streams_break_off() {
-    let certs = TempDir::new().unwrap();
-    let authority = Authority::open_or_create(certs.path(), "test").unwrap();
-    authority.issue(Role::Metastore, None).unwrap();
-    authority.issue(Role::Client, None).unwrap();
-    let identity = |role| Identity::load(certs.path(), role, None).unwrap();
     let cuts = Arc::new(AtomicUsize::new(0));
-    let address = start(&identity(Role::Metastore), cuts.clone()).await;
-    let endpoint =
-        Endpoint::client(&Net::Os, &identity(Role::Client), Uuid::new_v4(), None).unwrap();
-    let store = Arc::new(RemoteMetastore::new(&endpoint, vec![address], DEADLINE));
+    let (client, server, front) = start().await;
+    let address = server.local_addr().to_string();
+    tokio::spawn(serve(server, Cutting { front, cuts: cuts.clone() }));
+    let store = Arc::new(RemoteMetastore::new(&client, vec![address], DEADLINE));
 
     let mut followers = JoinSet::new();
     let mut written = 0;
@@ -97,8 +96,13 @@ fn transaction() -> Transaction {
     })
 }
 
-/// Starts a metastore in memory that cuts streams, and returns its address.
-async fn start(identity: &Identity, cuts: Arc<AtomicUsize>) -> String {
+/// Makes a metastore in memory that has yet to be served, and an endpoint for its clients.
+async fn start() -> (Endpoint, Endpoint, Front) {
+    let certs = TempDir::new().unwrap();
+    let authority = Authority::open_or_create(certs.path(), "test").unwrap();
+    authority.issue(Role::Metastore, None).unwrap();
+    authority.issue(Role::Client, None).unwrap();
+    let identity = |role| Identity::load(certs.path(), role, None).unwrap();
     let storage = Storage::open(TestFiles::default(), Executor::Inline, Beginning::Found).unwrap();
     let member = storage.member.clone();
     let server = Server {
@@ -108,14 +112,13 @@ async fn start(identity: &Identity, cuts: Arc<AtomicUsize>) -> String {
         reset_key: member.reset_key,
         roles: &[Role::Client],
     };
-    let endpoint = Endpoint::server(&Net::Os, identity, server).await.unwrap();
-    let me = Me { member, address: endpoint.local_addr().to_string() };
-    let peers = Arc::new(WirePeers::new(endpoint.clone()));
+    let server = Endpoint::server(&Net::Os, &identity(Role::Metastore), server).await.unwrap();
+    let me = Me { member, address: server.local_addr().to_string() };
+    let peers = Arc::new(WirePeers::new(server.clone()));
     let started = Runtime::scope(1, Front::start(me, &storage, peers)).await;
     let (front, _) = started.unwrap();
-    let address = endpoint.local_addr().to_string();
-    tokio::spawn(serve(endpoint, Cutting { front, cuts }));
-    address
+    let client = Endpoint::client(&Net::Os, &identity(Role::Client), Uuid::new_v4(), None).unwrap();
+    (client, server, front)
 }
 
 /// Answers as the real one, but breaks off streams that last.
@@ -130,6 +133,61 @@ impl Service for Cutting {
         let patience = Duration::from_millis(fastrand::u64(1..50));
         if timeout(patience, self.front.serve(peer, stream)).await.is_err() {
             self.cuts.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lease_lives_on_only_if_it_did_not_end_meanwhile() {
+    let (client, server, front) = start().await;
+    let address = server.local_addr().to_string();
+    tokio::spawn(serve(server, front.clone()));
+    let store = RemoteMetastore::new(&client, vec![address], DEADLINE);
+    let lease = store.grant_lease(DEADLINE).await.unwrap();
+    let mut kept = Box::pin(front.keep_alive(lease));
+    assert_eq!((&mut kept).now_or_never(), None, "it waits until it is sure to lead");
+    store.end_lease(lease).await.unwrap();
+    assert_eq!(kept.await, Err(Error::LeaseNotFound));
+
+    // One that is about to end may go on after all.
+    let lease = store.grant_lease(DEADLINE).await.unwrap();
+    assert_eq!(front.leases().take_expired(Instant::now() + DEADLINE), [lease]);
+    let kept = front.keep_alive(lease).await;
+    assert!(matches!(kept, Err(Error::Unavailable { .. })), "{kept:?}");
+}
+
+#[tokio::test]
+async fn a_backup_that_is_not_read_breaks_off() {
+    let (client, server, front) = start().await;
+    let addresses = vec![server.local_addr().to_string()];
+    let ended = Arc::new(Notify::new());
+    tokio::spawn(serve(server, Noting { front, ended: ended.clone() }));
+    let store = RemoteMetastore::new(&client, addresses.clone(), DEADLINE);
+    // More than goes into the buffers between them.
+    for number in 0..48 {
+        let value = vec![7; VALUE_BYTES_MAX];
+        store.commit(Transaction::new().put(format!("{number}"), value)).await.unwrap();
+    }
+    let target = Target { role: Role::Metastore, instance: None, addresses };
+    let connection = Remote::new(&client, target).connection().await.unwrap();
+    let mut stream = connection.open().await.unwrap();
+    stream.sender.send(&encode_request(Request::Backup)).await.unwrap();
+    timeout(DEADLINE, ended.notified()).await.unwrap();
+    drop(stream);
+}
+
+/// Answers as the real one, and tells when a stream for a backup has ended.
+#[derive(Clone)]
+struct Noting {
+    front: Front,
+    ended: Arc<Notify>,
+}
+
+impl Service for Noting {
+    async fn serve(&self, peer: Arc<Peer>, mut stream: Stream) {
+        match self.front.serve_requests(&peer, &mut stream).await {
+            Err(WireError::TimedOut { .. }) => self.ended.notify_one(),
+            _ => stream.sender.finish(),
         }
     }
 }

@@ -147,7 +147,8 @@ impl Faults {
             }
             _ if count < MEMBERS_MAX => {
                 let number = members.make().await;
-                (None, Request::AddMember { address: Place::Member(number).address() })
+                let address = Place::Member(number).address();
+                (None, Request::AddMember { address, id: None })
             }
             _ => return,
         };

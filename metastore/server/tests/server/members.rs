@@ -48,13 +48,42 @@ async fn who_was_removed_does_not_come_back_by_itself() {
     store.remove_member(id).await.unwrap();
     let gone = places[2].join(&servers[0]).await;
     assert_eq!(gone.id(), id);
-    let refused = store.move_member(&gone.address().to_string()).await.unwrap_err();
+    let refused = store.move_member(id, &gone.address().to_string()).await.unwrap_err();
     assert!(refused.to_string().contains("was removed"), "{refused}");
     let members =
         store.status().await.into_iter().find_map(|(_, status)| Some(status.ok()?.members));
     assert!(members.unwrap().iter().all(|member| member.id != id));
     servers.push(gone);
     stop_all(servers).await;
+}
+
+#[tokio::test]
+async fn who_advertises_the_address_of_another_does_not_join() {
+    let place = Place::new();
+    let server = place.start().await;
+    let other = Place { certs: place.certs.clone(), ..Place::new() };
+    let address = server.address().to_string();
+    let join = vec![address.clone()];
+    let config = Config { join, advertise: Some(address), ..other.config() };
+    let refused = MetastoreServer::start(config).await.err().unwrap();
+    assert!(refused.to_string().contains("--advertise"), "{refused}");
+
+    let joined = timeout(DEADLINE, async {
+        loop {
+            let join = vec![server.address().to_string()];
+            match MetastoreServer::start(Config { join, ..other.config() }).await {
+                Ok(joined) => return joined,
+                // The one before may still be ending.
+                Err(ServerError::InUse { .. }) => sleep(Duration::from_millis(10)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    });
+    let joined = joined.await.unwrap();
+    let mut status = place.client(&server).status().await.into_iter().map(|(_, it)| it.unwrap());
+    let members = status.next().unwrap().members;
+    assert!(members.iter().any(|member| member.id == joined.id() && member.voter), "{members:?}");
+    stop_all(vec![joined, server]).await;
 }
 
 /// As many leases and watches as there may be in one process, over a change of the leader.
