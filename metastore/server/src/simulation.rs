@@ -13,11 +13,12 @@
 //! `INKFAST_SEED=n` runs one seed and tells all its events; `INKFAST_LONG=1` runs many.
 #![expect(clippy::print_stdout, reason = "what happened, if a seed fails")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use inkfast_metastore::history::{History, Summary, drive};
+use inkfast_metastore::history::{History, drive};
 use inkfast_metastore::messages::Request;
 use inkfast_metastore::rows::StateError;
 use inkfast_metastore::{Metastore, Scan, Transaction};
@@ -49,13 +50,27 @@ const CALM: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const CLIENTS: usize = 4;
 const LEASE_CLIENTS: usize = 2;
+/// The client that changes the members.
+const OPERATOR: usize = CLIENTS + LEASE_CLIENTS;
+/// What has to happen in the runs together, lest they prove nothing.
+const HAPPENINGS: [&str; 13] = [
+    "additions",
+    "blackouts",
+    "committed",
+    "conflicts",
+    "cuts",
+    "entries",
+    "new terms",
+    "pauses",
+    "power cuts",
+    "removals",
+    "snapshots",
+    "transfers",
+    "unanswered",
+];
 
-/// What a run was like.
-struct Outcome {
-    history: Summary,
-    terms: usize,
-    entries: usize,
-}
+/// How often what happened.
+type Counts = BTreeMap<&'static str, usize>;
 
 #[test]
 fn members_agree_whatever_happens() {
@@ -64,15 +79,18 @@ fn members_agree_whatever_happens() {
         Err(_) if std::env::var("INKFAST_LONG").is_ok() => (0..500).collect(),
         Err(_) => (0..8).collect(),
     };
-    let mut failed = Vec::new();
+    let (mut failed, mut sums) = (Vec::new(), Counts::new());
     for seed in &seeds {
         let (outcome, trace) = run(*seed);
         if seeds.len() == 1 {
             trace.iter().for_each(|line| println!("{line}"));
         }
         match outcome {
-            Ok(Outcome { history, terms, entries }) => {
-                println!("seed {seed}: {terms} terms, {entries} entries, {history:?}");
+            Ok(counts) => {
+                println!("seed {seed}: {counts:?}");
+                counts
+                    .into_iter()
+                    .for_each(|(what, times)| *sums.entry(what).or_default() += times);
             }
             Err(why) => {
                 println!("seed {seed} FAILED: {why}");
@@ -81,6 +99,12 @@ fn members_agree_whatever_happens() {
         }
     }
     assert!(failed.is_empty(), "these of {} seeds have failed: {failed:?}", seeds.len());
+    println!("all {} seeds: {sums:?}", seeds.len());
+    if seeds.len() > 1 {
+        let missing = |what: &&str| sums.get(what).is_none_or(|times| *times == 0);
+        let missing = HAPPENINGS.into_iter().filter(missing).collect::<Vec<_>>();
+        assert!(missing.is_empty(), "this never happened: {missing:?}");
+    }
 }
 
 #[test]
@@ -115,7 +139,7 @@ fn a_power_cut_takes_back_no_answer() {
 }
 
 /// Runs a seed, and returns what came of it and all that happened.
-fn run(seed: u64) -> (Result<Outcome, String>, Vec<String>) {
+fn run(seed: u64) -> (Result<Counts, String>, Vec<String>) {
     // Draws how late the disks are.
     fastrand::seed(seed);
     block_on(Runtime::scope(seed, async {
@@ -125,11 +149,11 @@ fn run(seed: u64) -> (Result<Outcome, String>, Vec<String>) {
     }))
 }
 
-async fn simulate(mut random: Rng, record: &Record) -> Result<Outcome, String> {
+async fn simulate(mut random: Rng, record: &Record) -> Result<Counts, String> {
     let net = SimNet::new(random.fork(), record.clone());
     let mut members = Members::new(&net, record, random.fork());
     let size = random.usize(3..=5);
-    let operator = Arc::new(client(&net, record, CLIENTS + LEASE_CLIENTS));
+    let operator = Arc::new(client(&net, record, OPERATOR));
     for _ in 0..size {
         let number = members.make().await;
         let address = Place::Member(number).address();
@@ -153,7 +177,7 @@ async fn simulate(mut random: Rng, record: &Record) -> Result<Outcome, String> {
         let store = client(&net, record, number);
         clients.spawn(leases::hold(store, record.clone(), end, random.fork()));
     }
-    let mut faults = Faults::new(&net, operator.clone(), random.fork());
+    let mut faults = Faults::new(&net, record, operator.clone(), random.fork());
     while Instant::now() < end {
         faults.step(&mut members).await;
         members.look().await;
@@ -170,7 +194,12 @@ async fn simulate(mut random: Rng, record: &Record) -> Result<Outcome, String> {
     members.look().await;
     refuse(record)?;
     let history = history.check().map_err(|failure| failure.to_string())?;
-    Ok(Outcome { history, terms: record.terms(), entries: record.applied() })
+    record.count("committed", history.committed);
+    record.count("conflicts", history.conflicts);
+    record.count("unanswered", history.unanswered);
+    record.count("new terms", record.terms() - 1);
+    record.count("entries", record.applied().len());
+    Ok(record.counts())
 }
 
 fn client(net: &SimNet, record: &Record, number: usize) -> SimClient {

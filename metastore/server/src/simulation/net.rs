@@ -142,7 +142,9 @@ impl SimNet {
 
     /// Lets nothing more get from one place to another.
     pub(super) fn cut(&self, from: Place, to: Place) {
-        self.lock().cuts.insert((from, to));
+        let mut inner = self.lock();
+        inner.cuts.insert((from, to));
+        inner.record.count("cuts", 1);
     }
 
     /// Mends all that was cut.
@@ -152,7 +154,9 @@ impl SimNet {
 
     /// Lets nothing get to or from a place for a while; it arrives afterwards.
     pub(super) fn pause(&self, place: Place, until: Instant) {
-        self.lock().paused_until.insert(place, until);
+        let mut inner = self.lock();
+        inner.paused_until.insert(place, until);
+        inner.record.count("pauses", 1);
     }
 
     pub(super) fn set_weather(&self, weather: Weather) {

@@ -13,7 +13,7 @@ use crate::consensus::codec::Coded;
 use crate::consensus::network::{
     KIND_APPEND, KIND_DONE, KIND_SNAPSHOT_END, KIND_SNAPSHOT_PIECE, KIND_VOTE,
 };
-use crate::consensus::types::{NodeId, Types};
+use crate::consensus::types::{Entry, NodeId, Types};
 use crate::storage::Storage;
 
 /// The record of a run. Clones are the same.
@@ -28,8 +28,10 @@ struct Inner {
     leaders: BTreeMap<u64, Uuid>,
     /// Whom a member has voted for in a term.
     votes: BTreeMap<(Uuid, u64), Uuid>,
-    /// The checksums of the entries that were applied.
-    applied: BTreeMap<u64, u32>,
+    /// The entries that were applied.
+    applied: BTreeMap<u64, Entry>,
+    /// How often what has happened.
+    counts: BTreeMap<&'static str, usize>,
 }
 
 impl Record {
@@ -41,6 +43,7 @@ impl Record {
             leaders: BTreeMap::new(),
             votes: BTreeMap::new(),
             applied: BTreeMap::new(),
+            counts: BTreeMap::new(),
         })))
     }
 
@@ -49,6 +52,15 @@ impl Record {
         let mut inner = self.lock();
         let ms = inner.begun.elapsed().as_millis();
         inner.trace.push(format!("{ms} {}", words()));
+    }
+
+    /// Counts what has happened, so that it can be told from a run in which nothing has.
+    pub(super) fn count(&self, what: &'static str, times: usize) {
+        *self.lock().counts.entry(what).or_default() += times;
+    }
+
+    pub(super) fn counts(&self) -> BTreeMap<&'static str, usize> {
+        self.lock().counts.clone()
     }
 
     /// Writes down that something has happened that must not.
@@ -69,8 +81,9 @@ impl Record {
         self.lock().leaders.len()
     }
 
-    pub(super) fn applied(&self) -> usize {
-        self.lock().applied.len()
+    /// Returns all entries that were applied by any member.
+    pub(super) fn applied(&self) -> Vec<Entry> {
+        self.lock().applied.values().cloned().collect()
     }
 
     /// Looks at a call to a member, and says what it is.
@@ -97,8 +110,10 @@ impl Record {
 
     /// Looks at a member's answer.
     pub(super) fn answered(&self, by: Uuid, call: &Frame, answer: &Frame) {
-        if (call.kind, answer.kind) != (KIND_VOTE, KIND_DONE) {
-            return;
+        match (call.kind, answer.kind) {
+            (KIND_VOTE, KIND_DONE) => {}
+            (KIND_SNAPSHOT_END, KIND_DONE) => return self.count("snapshots", 1),
+            _ => return,
         }
         let answer = VoteResponse::<Types>::decode(answer.body.clone()).unwrap();
         if answer.vote_granted {
@@ -124,9 +139,11 @@ impl Record {
         let read = storage.log.clone().try_get_log_entries(after + 1..=applied).await;
         let Ok(entries) = read else { return after };
         for entry in entries {
-            let (index, checksum) = (entry.log_id.index, crc32c::crc32c(&entry.encode()));
-            let known = *self.lock().applied.entry(index).or_insert(checksum);
-            if known != checksum {
+            let known = {
+                let mut inner = self.lock();
+                inner.applied.entry(entry.log_id.index).or_insert_with(|| entry.clone()).clone()
+            };
+            if known != entry {
                 let id = storage.member.id;
                 self.violation(format!("{id} applied another entry {} than others", entry.log_id));
             }
