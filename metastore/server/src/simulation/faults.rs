@@ -61,6 +61,9 @@ impl Faults {
                 members.start(number).await;
             }
         }
+        if self.random.u8(..100) < 4 && members.leader().is_some() {
+            self.black_out(members).await;
+        }
         // The calmer runs get more done, and the others more wrong.
         match self.random.u16(..1000).saturating_mul(self.calmness) {
             0..28 => {
@@ -86,7 +89,6 @@ impl Faults {
                 self.net.pause(Place::Member(number), Instant::now() + pause);
             }
             120..160 => self.change_members(members).await,
-            160..175 => self.black_out(members).await,
             _ => {}
         }
     }
@@ -122,8 +124,12 @@ impl Faults {
         self.record.count("blackouts", 1);
         let all = members.numbers(true);
         all.iter().for_each(|number| members.break_log(*number));
-        sleep(Duration::from_millis(self.random.u64(20..120))).await;
-        all.into_iter().for_each(|number| members.kill(number));
+        sleep(Duration::from_millis(self.random.u64(40..150))).await;
+        all.iter().for_each(|number| members.kill(*number));
+        sleep(Duration::from_millis(self.random.u64(..300))).await;
+        for number in all {
+            members.start(number).await;
+        }
     }
 
     fn cut_one(&mut self, members: &Members) {

@@ -13,7 +13,7 @@ use crate::consensus::codec::Coded;
 use crate::consensus::network::{
     KIND_APPEND, KIND_DONE, KIND_SNAPSHOT_END, KIND_SNAPSHOT_PIECE, KIND_VOTE,
 };
-use crate::consensus::types::{Entry, NodeId, Types};
+use crate::consensus::types::{Entry, LogId, NodeId, Types};
 use crate::storage::Storage;
 
 /// The record of a run. Clones are the same.
@@ -30,6 +30,8 @@ struct Inner {
     votes: BTreeMap<(Uuid, u64), Uuid>,
     /// The entries that were applied.
     applied: BTreeMap<u64, Entry>,
+    /// The entries that leaders have sent, and what comes before each.
+    sent: BTreeMap<LogId, (Entry, LogId)>,
     /// How often what has happened.
     counts: BTreeMap<&'static str, usize>,
 }
@@ -43,6 +45,7 @@ impl Record {
             leaders: BTreeMap::new(),
             votes: BTreeMap::new(),
             applied: BTreeMap::new(),
+            sent: BTreeMap::new(),
             counts: BTreeMap::new(),
         })))
     }
@@ -81,9 +84,22 @@ impl Record {
         self.lock().leaders.len()
     }
 
-    /// Returns all entries that were applied by any member.
+    /// Returns all entries that were applied by any member. Some may have been purged everywhere
+    /// before they were looked at: they are those that were sent before the known ones.
     pub(super) fn applied(&self) -> Vec<Entry> {
-        self.lock().applied.values().cloned().collect()
+        let inner = self.lock();
+        let mut applied = inner.applied.clone();
+        for entry in inner.applied.values() {
+            let mut before = inner.sent.get(&entry.log_id).map(|(_, before)| before);
+            while let Some(id) = before
+                && !applied.contains_key(&id.index)
+                && let Some((entry, earlier)) = inner.sent.get(id)
+            {
+                applied.insert(id.index, entry.clone());
+                before = Some(earlier);
+            }
+        }
+        applied.into_values().collect()
     }
 
     /// Looks at a call to a member, and says what it is.
@@ -95,6 +111,13 @@ impl Record {
                 let leader = *self.lock().leaders.entry(term).or_insert(from);
                 if leader != from {
                     self.violation(format!("{leader} and {from} both lead in term {term}"));
+                }
+                let mut before = rpc.prev_log_id;
+                for entry in rpc.entries {
+                    let id = entry.log_id;
+                    if let Some(before) = before.replace(id) {
+                        self.lock().sent.insert(id, (entry, before));
+                    }
                 }
             }
             KIND_VOTE => {
