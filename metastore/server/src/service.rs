@@ -297,7 +297,7 @@ impl Front {
         }
     }
 
-    async fn begin_watch(&self, prefix: &str, after: Version) -> Result<Watcher, Error> {
+    pub(crate) async fn begin_watch(&self, prefix: &str, after: Version) -> Result<Watcher, Error> {
         self.consensus.confirm().await?;
         let permit = self.reads.acquire().await;
         let revision = self.store.read(state::revision).await?;
@@ -307,7 +307,7 @@ impl Front {
 
     /// Waits for what a watcher has to tell, or until it should know that it is nothing: which
     /// only a leader may say.
-    async fn more(&self, watcher: &mut Watcher) -> Result<Told, Error> {
+    pub(crate) async fn more(&self, watcher: &mut Watcher) -> Result<Told, Error> {
         if let Ok(told) = timeout(PROGRESS_INTERVAL, watcher.next()).await {
             return told;
         }

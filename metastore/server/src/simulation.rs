@@ -7,37 +7,44 @@
 //!
 //! While it runs, no two members may lead in one term, no member may vote twice in one, and all
 //! must apply the same entries; a lease that is kept alive must not end. In the end the
-//! network is healed and everybody is there: all members must become equal, byte by byte, and what
-//! the clients were answered must be [linearizable](inkfast_metastore::history).
+//! network is healed and everybody is there: all members must become equal, byte by byte, to what
+//! the entries make in memory, and what the clients were answered must be
+//! [linearizable](inkfast_metastore::history). A watch must have told every change once, and a
+//! stale read something that was true.
 //!
 //! `INKFAST_SEED=n` runs one seed and tells all its events; `INKFAST_LONG=1` runs many.
 #![expect(clippy::print_stdout, reason = "what happened, if a seed fails")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use inkfast_metastore::history::{History, Summary, drive};
+use inkfast_metastore::history::{History, drive};
 use inkfast_metastore::messages::Request;
 use inkfast_metastore::rows::StateError;
 use inkfast_metastore::{Metastore, Scan, Transaction};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
 use crate::consensus::types::Runtime;
-use crate::test_commands::{all_rows, block_on};
+use crate::test_commands::{AllRows, all_rows, block_on};
 
 mod client;
 mod faults;
 mod leases;
 mod members;
+mod model;
 mod net;
 mod record;
 pub(crate) mod runtime;
+mod stale;
+mod watch;
 
 use client::SimClient;
 use faults::Faults;
 use members::Members;
+use model::Model;
 use net::{Place, SimNet};
 use record::Record;
 
@@ -49,30 +56,54 @@ const CALM: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const CLIENTS: usize = 4;
 const LEASE_CLIENTS: usize = 2;
+/// The client that watches.
+const WATCHER: usize = CLIENTS + LEASE_CLIENTS;
+/// The client that reads what may be old.
+const READER: usize = WATCHER + 1;
+/// The client that changes the members.
+const OPERATOR: usize = READER + 1;
+/// What has to happen in the runs together, lest they prove nothing.
+const HAPPENINGS: [&str; 16] = [
+    "additions",
+    "blackouts",
+    "changes told",
+    "committed",
+    "conflicts",
+    "cuts",
+    "entries",
+    "new terms",
+    "pauses",
+    "power cuts",
+    "removals",
+    "snapshots",
+    "stale pages",
+    "transfers",
+    "unanswered",
+    "watches resumed",
+];
 
-/// What a run was like.
-struct Outcome {
-    history: Summary,
-    terms: usize,
-    entries: usize,
-}
+/// How often what happened.
+type Counts = BTreeMap<&'static str, usize>;
 
 #[test]
 fn members_agree_whatever_happens() {
     let seeds: Vec<u64> = match std::env::var("INKFAST_SEED") {
         Ok(seed) => vec![seed.parse().unwrap()],
         Err(_) if std::env::var("INKFAST_LONG").is_ok() => (0..500).collect(),
-        Err(_) => (0..8).collect(),
+        Err(_) => (0..12).collect(),
     };
-    let mut failed = Vec::new();
+    let (mut failed, mut sums) = (Vec::new(), Counts::new());
     for seed in &seeds {
         let (outcome, trace) = run(*seed);
         if seeds.len() == 1 {
             trace.iter().for_each(|line| println!("{line}"));
         }
         match outcome {
-            Ok(Outcome { history, terms, entries }) => {
-                println!("seed {seed}: {terms} terms, {entries} entries, {history:?}");
+            Ok(counts) => {
+                println!("seed {seed}: {counts:?}");
+                counts
+                    .into_iter()
+                    .for_each(|(what, times)| *sums.entry(what).or_default() += times);
             }
             Err(why) => {
                 println!("seed {seed} FAILED: {why}");
@@ -81,6 +112,12 @@ fn members_agree_whatever_happens() {
         }
     }
     assert!(failed.is_empty(), "these of {} seeds have failed: {failed:?}", seeds.len());
+    println!("all {} seeds: {sums:?}", seeds.len());
+    if seeds.len() > 1 {
+        let missing = |what: &&str| sums.get(what).is_none_or(|times| *times == 0);
+        let missing = HAPPENINGS.into_iter().filter(missing).collect::<Vec<_>>();
+        assert!(missing.is_empty(), "this never happened: {missing:?}");
+    }
 }
 
 #[test]
@@ -115,7 +152,7 @@ fn a_power_cut_takes_back_no_answer() {
 }
 
 /// Runs a seed, and returns what came of it and all that happened.
-fn run(seed: u64) -> (Result<Outcome, String>, Vec<String>) {
+fn run(seed: u64) -> (Result<Counts, String>, Vec<String>) {
     // Draws how late the disks are.
     fastrand::seed(seed);
     block_on(Runtime::scope(seed, async {
@@ -125,11 +162,11 @@ fn run(seed: u64) -> (Result<Outcome, String>, Vec<String>) {
     }))
 }
 
-async fn simulate(mut random: Rng, record: &Record) -> Result<Outcome, String> {
+async fn simulate(mut random: Rng, record: &Record) -> Result<Counts, String> {
     let net = SimNet::new(random.fork(), record.clone());
     let mut members = Members::new(&net, record, random.fork());
     let size = random.usize(3..=5);
-    let operator = Arc::new(client(&net, record, CLIENTS + LEASE_CLIENTS));
+    let operator = Arc::new(client(&net, record, OPERATOR));
     for _ in 0..size {
         let number = members.make().await;
         let address = Place::Member(number).address();
@@ -140,20 +177,9 @@ async fn simulate(mut random: Rng, record: &Record) -> Result<Outcome, String> {
         );
         added.await.map_err(|error| format!("m{number} was not added: {error}"))?;
     }
-    let (history, end) = (History::default(), Instant::now() + STORM);
-    let mut clients = JoinSet::new();
-    for number in 0..CLIENTS {
-        let (store, history) = (client(&net, record, number), history.clone());
-        let seed = random.u64(..);
-        clients.spawn(async move {
-            drive(&store, &history, "", seed, || Instant::now() >= end).await;
-        });
-    }
-    for number in CLIENTS..CLIENTS + LEASE_CLIENTS {
-        let store = client(&net, record, number);
-        clients.spawn(leases::hold(store, record.clone(), end, random.fork()));
-    }
-    let mut faults = Faults::new(&net, operator.clone(), random.fork());
+    let end = Instant::now() + STORM;
+    let clients = Clients::start(&net, record, end, random.fork());
+    let mut faults = Faults::new(&net, record, operator.clone(), random.fork());
     while Instant::now() < end {
         faults.step(&mut members).await;
         members.look().await;
@@ -161,16 +187,59 @@ async fn simulate(mut random: Rng, record: &Record) -> Result<Outcome, String> {
         sleep(LOOK_INTERVAL).await;
     }
     faults.end(&mut members).await;
-    clients.join_all().await;
+    let Clients { history, working, watching, reading } = clients;
+    working.join_all().await;
     let store = client(&net, record, 0);
     let mut last = history.client();
     last.scan(&store, Scan::new("key")).await.map_err(|error| format!("after all: {error}"))?;
     leases::have_ended(&store).await?;
-    become_equal(&members).await?;
+    let rows = become_equal(&members).await?;
     members.look().await;
     refuse(record)?;
-    let history = history.check().map_err(|failure| failure.to_string())?;
-    Ok(Outcome { history, terms: record.terms(), entries: record.applied() })
+    let summary = history.check().map_err(|failure| failure.to_string())?;
+    let model = Model::of(record.applied())?;
+    if model.rows() != rows {
+        return Err("the members have other rows than their entries make".into());
+    }
+    let words = |error: JoinError| error.to_string();
+    watch::check(&watching.await.map_err(words)?, &model)?;
+    record.count("stale pages", stale::check(&reading.await.map_err(words)?, &model)?);
+    record.count("committed", summary.committed);
+    record.count("conflicts", summary.conflicts);
+    record.count("unanswered", summary.unanswered);
+    record.count("new terms", record.terms() - 1);
+    record.count("entries", record.applied().len());
+    Ok(record.counts())
+}
+
+/// All that ask for something.
+struct Clients {
+    history: History,
+    working: JoinSet<()>,
+    watching: JoinHandle<Vec<watch::Part>>,
+    reading: JoinHandle<Vec<stale::Seen>>,
+}
+
+impl Clients {
+    fn start(net: &SimNet, record: &Record, end: Instant, mut random: Rng) -> Self {
+        let (history, mut working) = (History::default(), JoinSet::new());
+        for number in 0..CLIENTS {
+            let (store, history) = (client(net, record, number), history.clone());
+            let seed = random.u64(..);
+            working.spawn(async move {
+                drive(&store, &history, "", seed, || Instant::now() >= end).await;
+            });
+        }
+        for number in CLIENTS..WATCHER {
+            let store = client(net, record, number);
+            working.spawn(leases::hold(store, record.clone(), end, random.fork()));
+        }
+        let (watcher, reader) = (client(net, record, WATCHER), client(net, record, READER));
+        let watching = watch::follow(net.clone(), record.clone(), watcher, end);
+        let reading = stale::read(net.clone(), reader, end, random);
+        let (watching, reading) = (tokio::spawn(watching), tokio::spawn(reading));
+        Self { history, working, watching, reading }
+    }
 }
 
 fn client(net: &SimNet, record: &Record, number: usize) -> SimClient {
@@ -184,10 +253,13 @@ fn refuse(record: &Record) -> Result<(), String> {
     }
 }
 
-/// Waits until all members have applied the same, and compares what came of it.
-async fn become_equal(members: &Members) -> Result<(), String> {
+/// Waits until all members have applied the same, compares what came of it, and returns it.
+async fn become_equal(members: &Members) -> Result<AllRows, String> {
     let late = Instant::now() + CALM;
-    while !are_equal(members).await? {
+    loop {
+        if let Some(rows) = are_equal(members).await? {
+            return Ok(rows);
+        }
         if Instant::now() > late {
             let lives = members.nodes.values().filter_map(|node| node.life.as_ref());
             let states = lives.map(|life| life.running.consensus.standing());
@@ -195,14 +267,13 @@ async fn become_equal(members: &Members) -> Result<(), String> {
         }
         sleep(LOOK_INTERVAL).await;
     }
-    Ok(())
 }
 
-/// Returns whether all members of the leader's cluster have applied the same entries, and fails if
-/// they have, but have not the same rows.
-async fn are_equal(members: &Members) -> Result<bool, String> {
+/// Returns the rows if all members of the leader's cluster have applied the same entries, and fails
+/// if they have, but have not the same rows.
+async fn are_equal(members: &Members) -> Result<Option<AllRows>, String> {
     let life = |number| members.nodes.get(&number).and_then(|node| node.life.as_ref());
-    let Some(leader) = members.leader().and_then(life) else { return Ok(false) };
+    let Some(leader) = members.leader().and_then(life) else { return Ok(None) };
     let standing = leader.running.consensus.standing();
     let words = |error: StateError| error.to_string();
     let applied = leader.storage.store.applied().await.map_err(words)?;
@@ -213,12 +284,12 @@ async fn are_equal(members: &Members) -> Result<bool, String> {
             .iter()
             .find(|(_, node)| node.id == member.id)
             .ok_or_else(|| format!("{} was removed, and is a member", member.id))?;
-        let Some(member) = life(*number) else { return Ok(false) };
+        let Some(member) = life(*number) else { return Ok(None) };
         if member.storage.store.applied().await.map_err(words)? != applied
             || member.running.consensus.standing().log != standing.log
             || standing.applied != standing.log
         {
-            return Ok(false);
+            return Ok(None);
         }
         if all_rows(&member.storage.store).await != rows {
             // What was applied meanwhile is no difference.
@@ -227,8 +298,8 @@ async fn are_equal(members: &Members) -> Result<bool, String> {
             if applied_now == applied && leader_now == applied {
                 return Err(format!("m{number} has other rows than the leader"));
             }
-            return Ok(false);
+            return Ok(None);
         }
     }
-    Ok(true)
+    Ok(Some(rows))
 }

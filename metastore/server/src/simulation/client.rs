@@ -14,7 +14,7 @@ use inkfast_metastore::{
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::net::{Place, SimNet};
+use super::net::{Place, Running, SimNet};
 use super::record::Record;
 
 /// How long a request is tried.
@@ -65,7 +65,9 @@ impl SimClient {
             let member = self.state.lock().unwrap().believed.clone();
             let before = std::mem::replace(&mut unsettled, true);
             let patience = late.min(Instant::now() + patience);
-            match self.net.ask(self.place, &member, request.clone(), patience).await {
+            let request = request.clone();
+            let work = |running: Running| async move { running.front.answer(Ok(request)).await };
+            match self.net.ask(self.place, &member, patience, work).await {
                 None => self.believe(&member, None),
                 Some(Err(Error::NotLeader { leader })) => {
                     unsettled = before;
@@ -77,6 +79,10 @@ impl SimClient {
         }
         let why = "no member answers".to_owned();
         Err(if unsettled { Error::TimedOut { timeout, why } } else { Error::Unavailable { why } })
+    }
+
+    pub(super) fn place(&self) -> Place {
+        self.place
     }
 
     /// Goes to the member that is named, or to the next one.
@@ -143,7 +149,7 @@ impl Metastore for SimClient {
     }
 
     async fn watch(&self, _: &str, _: Version) -> Result<Watch, Error> {
-        Err(Error::unavailable("watches have tests of their own"))
+        Err(Error::unavailable("watches are at a member here"))
     }
 
     async fn cluster(&self) -> Result<Uuid, Error> {

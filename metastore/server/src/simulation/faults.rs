@@ -9,10 +9,11 @@ use inkfast_metastore::messages::Request;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use super::OPERATOR;
 use super::client::SimClient;
 use super::members::Members;
 use super::net::{Place, SimNet, Weather};
-use super::{CLIENTS, LEASE_CLIENTS};
+use super::record::Record;
 
 /// The most members at a time.
 const MEMBERS_MAX: usize = 6;
@@ -23,18 +24,33 @@ const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) struct Faults {
     net: SimNet,
+    record: Record,
     random: Rng,
     /// By how much less happens.
     calmness: u16,
     operator: Arc<SimClient>,
-    /// The change of the members that is under way: which one is to go, and what came of it.
-    change: JoinSet<(Option<usize>, Result<(), Error>)>,
+    /// The change of the members that is under way.
+    change: JoinSet<Change>,
+}
+
+/// A change of the members.
+struct Change {
+    what: &'static str,
+    /// The member that is to go.
+    gone: Option<usize>,
+    done: Result<(), Error>,
 }
 
 impl Faults {
-    pub(super) fn new(net: &SimNet, operator: Arc<SimClient>, mut random: Rng) -> Self {
+    pub(super) fn new(
+        net: &SimNet,
+        record: &Record,
+        operator: Arc<SimClient>,
+        mut random: Rng,
+    ) -> Self {
         let calmness = random.u16(1..5);
-        Self { net: net.clone(), random, calmness, operator, change: JoinSet::new() }
+        let (net, record) = (net.clone(), record.clone());
+        Self { net, record, random, calmness, operator, change: JoinSet::new() }
     }
 
     /// Lets something happen, or nothing.
@@ -44,6 +60,9 @@ impl Faults {
             if self.random.u8(..100) < 12 {
                 members.start(number).await;
             }
+        }
+        if self.random.u8(..100) < 4 && members.leader().is_some() {
+            self.black_out(members).await;
         }
         // The calmer runs get more done, and the others more wrong.
         match self.random.u16(..1000).saturating_mul(self.calmness) {
@@ -98,11 +117,26 @@ impl Faults {
         chosen.into_iter().for_each(|number| members.kill(number));
     }
 
+    /// Lets no log get to disk any more, and cuts all power a little later: whatever was answered
+    /// in between was answered too early, and is gone.
+    async fn black_out(&mut self, members: &mut Members) {
+        self.record.note(|| "blackout".into());
+        self.record.count("blackouts", 1);
+        let all = members.numbers(true);
+        all.iter().for_each(|number| members.break_log(*number));
+        sleep(Duration::from_millis(self.random.u64(40..150))).await;
+        all.iter().for_each(|number| members.kill(*number));
+        sleep(Duration::from_millis(self.random.u64(..300))).await;
+        for number in all {
+            members.start(number).await;
+        }
+    }
+
     fn cut_one(&mut self, members: &Members) {
         let Some(one) = self.choose(members) else { return };
         let one = Place::Member(one);
         let other = if self.random.u8(..4) == 0 {
-            Place::Client(self.random.usize(..CLIENTS + LEASE_CLIENTS))
+            Place::Client(self.random.usize(..OPERATOR))
         } else {
             let Some(other) = self.choose(members) else { return };
             Place::Member(other)
@@ -118,8 +152,7 @@ impl Faults {
         let Some(one) = self.choose(members) else { return };
         let (one, clients_too, both) =
             (Place::Member(one), self.random.bool(), self.random.u8(..3));
-        let clients =
-            (0..if clients_too { CLIENTS + LEASE_CLIENTS + 1 } else { 0 }).map(Place::Client);
+        let clients = (0..if clients_too { OPERATOR + 1 } else { 0 }).map(Place::Client);
         let others = members.nodes.keys().map(|other| Place::Member(*other));
         for other in clients.chain(others).filter(|other| *other != one) {
             if both != 0 {
@@ -136,19 +169,19 @@ impl Faults {
             return;
         }
         let count = members.nodes.len();
-        let (gone, request) = match self.random.u8(..3) {
+        let (what, gone, request) = match self.random.u8(..3) {
             0 => {
                 let Some(number) = self.choose(members) else { return };
-                (None, Request::TransferLeader(members.nodes[&number].id))
+                ("transfers", None, Request::TransferLeader(members.nodes[&number].id))
             }
             1 if count > 3 => {
                 let number = self.any(members);
-                (Some(number), Request::RemoveMember(members.nodes[&number].id))
+                ("removals", Some(number), Request::RemoveMember(members.nodes[&number].id))
             }
             _ if count < MEMBERS_MAX => {
                 let number = members.make().await;
                 let address = Place::Member(number).address();
-                (None, Request::AddMember { address, id: None })
+                ("additions", None, Request::AddMember { address, id: None })
             }
             _ => return,
         };
@@ -156,15 +189,16 @@ impl Faults {
         self.change.spawn(async move {
             operator.note(&request);
             let done = operator.ask(request, CHANGE_TIMEOUT, CHANGE_PATIENCE).await;
-            (gone, done.map(drop))
+            Change { what, gone, done: done.map(drop) }
         });
     }
 
     /// Throws away a member that was removed.
     fn settle(&mut self, members: &mut Members) {
         while let Some(done) = self.change.try_join_next() {
-            let (gone, done) = done.unwrap();
-            if let (Some(gone), Ok(())) = (gone, &done) {
+            let Change { what, gone, done: Ok(()) } = done.unwrap() else { continue };
+            self.record.count(what, 1);
+            if let Some(gone) = gone {
                 members.throw_away(gone);
             }
         }

@@ -95,11 +95,17 @@ impl Members {
         self.nodes[&number].disk.cut_power_after(writes);
     }
 
+    /// Lets nothing more of a member's log get to its disk.
+    pub(super) fn break_log(&self, number: usize) {
+        self.nodes[&number].disk.break_down(LOG);
+    }
+
     /// Cuts the power of a member. What it has not synced is lost, or parts of it are.
     pub(super) fn kill(&mut self, number: usize) {
         let node = self.nodes.get_mut(&number).unwrap();
         let Some(life) = node.life.take() else { return };
         self.record.note(|| format!("m{number} loses power"));
+        self.record.count("power cuts", 1);
         self.net.disconnect(Place::Member(number));
         node.disk.cut_power_after(0);
         life.expiry.abort();

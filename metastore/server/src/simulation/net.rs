@@ -7,16 +7,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fastrand::Rng;
-use inkfast_metastore::messages::Request;
 use inkfast_wire::Frame;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use uuid::Uuid;
 
 use super::record::Record;
+use crate::consensus::Consensus;
 use crate::consensus::network::Peers;
 use crate::consensus::types::Runtime;
-use crate::consensus::{Consensus, Outcome};
 use crate::service::Front;
 
 /// Who sends and receives.
@@ -142,7 +141,9 @@ impl SimNet {
 
     /// Lets nothing more get from one place to another.
     pub(super) fn cut(&self, from: Place, to: Place) {
-        self.lock().cuts.insert((from, to));
+        let mut inner = self.lock();
+        inner.cuts.insert((from, to));
+        inner.record.count("cuts", 1);
     }
 
     /// Mends all that was cut.
@@ -152,7 +153,9 @@ impl SimNet {
 
     /// Lets nothing get to or from a place for a while; it arrives afterwards.
     pub(super) fn pause(&self, place: Place, until: Instant) {
-        self.lock().paused_until.insert(place, until);
+        let mut inner = self.lock();
+        inner.paused_until.insert(place, until);
+        inner.record.count("pauses", 1);
     }
 
     pub(super) fn set_weather(&self, weather: Weather) {
@@ -163,15 +166,15 @@ impl SimNet {
         self.lock().random.u64(..)
     }
 
-    /// Asks a member as a client, which waits no longer than until `late`; none if no answer came.
-    pub(super) async fn ask(
+    /// Has a member work on something for a client, which waits no longer than until `late`; none
+    /// if no answer came.
+    pub(super) async fn ask<A: Send + 'static, W: Future<Output = A> + Send + 'static>(
         &self,
         from: Place,
         to: &str,
-        request: Request,
         late: Instant,
-    ) -> Option<Outcome> {
-        let work = |running: Running| async move { running.front.answer(Ok(request)).await };
+        work: impl FnOnce(Running) -> W + Send + 'static,
+    ) -> Option<A> {
         let call = Call { from: End(from, None), to, what: "request".into(), late };
         self.exchange(call, work).await
     }

@@ -13,7 +13,7 @@ use crate::consensus::codec::Coded;
 use crate::consensus::network::{
     KIND_APPEND, KIND_DONE, KIND_SNAPSHOT_END, KIND_SNAPSHOT_PIECE, KIND_VOTE,
 };
-use crate::consensus::types::{NodeId, Types};
+use crate::consensus::types::{Entry, LogId, NodeId, Types};
 use crate::storage::Storage;
 
 /// The record of a run. Clones are the same.
@@ -28,8 +28,12 @@ struct Inner {
     leaders: BTreeMap<u64, Uuid>,
     /// Whom a member has voted for in a term.
     votes: BTreeMap<(Uuid, u64), Uuid>,
-    /// The checksums of the entries that were applied.
-    applied: BTreeMap<u64, u32>,
+    /// The entries that were applied.
+    applied: BTreeMap<u64, Entry>,
+    /// The entries that leaders have sent, and what comes before each.
+    sent: BTreeMap<LogId, (Entry, LogId)>,
+    /// How often what has happened.
+    counts: BTreeMap<&'static str, usize>,
 }
 
 impl Record {
@@ -41,6 +45,8 @@ impl Record {
             leaders: BTreeMap::new(),
             votes: BTreeMap::new(),
             applied: BTreeMap::new(),
+            sent: BTreeMap::new(),
+            counts: BTreeMap::new(),
         })))
     }
 
@@ -49,6 +55,15 @@ impl Record {
         let mut inner = self.lock();
         let ms = inner.begun.elapsed().as_millis();
         inner.trace.push(format!("{ms} {}", words()));
+    }
+
+    /// Counts what has happened, so that it can be told from a run in which nothing has.
+    pub(super) fn count(&self, what: &'static str, times: usize) {
+        *self.lock().counts.entry(what).or_default() += times;
+    }
+
+    pub(super) fn counts(&self) -> BTreeMap<&'static str, usize> {
+        self.lock().counts.clone()
     }
 
     /// Writes down that something has happened that must not.
@@ -69,8 +84,22 @@ impl Record {
         self.lock().leaders.len()
     }
 
-    pub(super) fn applied(&self) -> usize {
-        self.lock().applied.len()
+    /// Returns all entries that were applied by any member. Some may have been purged everywhere
+    /// before they were looked at: they are those that were sent before the known ones.
+    pub(super) fn applied(&self) -> Vec<Entry> {
+        let inner = self.lock();
+        let mut applied = inner.applied.clone();
+        for entry in inner.applied.values() {
+            let mut before = inner.sent.get(&entry.log_id).map(|(_, before)| before);
+            while let Some(id) = before
+                && !applied.contains_key(&id.index)
+                && let Some((entry, earlier)) = inner.sent.get(id)
+            {
+                applied.insert(id.index, entry.clone());
+                before = Some(earlier);
+            }
+        }
+        applied.into_values().collect()
     }
 
     /// Looks at a call to a member, and says what it is.
@@ -82,6 +111,13 @@ impl Record {
                 let leader = *self.lock().leaders.entry(term).or_insert(from);
                 if leader != from {
                     self.violation(format!("{leader} and {from} both lead in term {term}"));
+                }
+                let mut before = rpc.prev_log_id;
+                for entry in rpc.entries {
+                    let id = entry.log_id;
+                    if let Some(before) = before.replace(id) {
+                        self.lock().sent.insert(id, (entry, before));
+                    }
                 }
             }
             KIND_VOTE => {
@@ -97,8 +133,10 @@ impl Record {
 
     /// Looks at a member's answer.
     pub(super) fn answered(&self, by: Uuid, call: &Frame, answer: &Frame) {
-        if (call.kind, answer.kind) != (KIND_VOTE, KIND_DONE) {
-            return;
+        match (call.kind, answer.kind) {
+            (KIND_VOTE, KIND_DONE) => {}
+            (KIND_SNAPSHOT_END, KIND_DONE) => return self.count("snapshots", 1),
+            _ => return,
         }
         let answer = VoteResponse::<Types>::decode(answer.body.clone()).unwrap();
         if answer.vote_granted {
@@ -124,9 +162,11 @@ impl Record {
         let read = storage.log.clone().try_get_log_entries(after + 1..=applied).await;
         let Ok(entries) = read else { return after };
         for entry in entries {
-            let (index, checksum) = (entry.log_id.index, crc32c::crc32c(&entry.encode()));
-            let known = *self.lock().applied.entry(index).or_insert(checksum);
-            if known != checksum {
+            let known = {
+                let mut inner = self.lock();
+                inner.applied.entry(entry.log_id.index).or_insert_with(|| entry.clone()).clone()
+            };
+            if known != entry {
                 let id = storage.member.id;
                 self.violation(format!("{id} applied another entry {} than others", entry.log_id));
             }
