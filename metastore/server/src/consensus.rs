@@ -31,11 +31,10 @@ mod peer;
 pub(crate) mod types;
 
 use crate::storage::Storage;
-use log::Log;
 use machine::Machine;
 use network::{Network, Peers};
 use peer::Receiving;
-use types::{Address, Data, NodeId, Raft, Types};
+use types::{Address, Data, LogId, NodeId, Raft, Types};
 
 /// What a command is answered with.
 pub(crate) type Outcome = Result<Answer, Error>;
@@ -51,8 +50,11 @@ const SNAPSHOT_ENTRIES: u64 = if cfg!(test) { 200 } else { 20_000 };
 /// How many entries are kept after that for followers that are a little behind.
 const KEPT_ENTRIES: u64 = if cfg!(test) { 50 } else { 5_000 };
 /// The same, whatever the count, after so many bytes, looked for now and then.
-const SNAPSHOT_BYTES: usize = 256 << 20;
+const SNAPSHOT_BYTES: usize = if cfg!(test) { 1 << 20 } else { 256 << 20 };
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
+/// After so many bytes no log is kept any more for followers that take entries too slowly: they are
+/// sent a snapshot.
+const LOG_BYTES_MAX: usize = 4 * SNAPSHOT_BYTES;
 /// How long is waited for a snapshot until it is asked for again.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(60);
 /// The most entries in one call to a member.
@@ -76,7 +78,7 @@ struct Inner {
     confirming: mpsc::Sender<oneshot::Sender<Result<(), Error>>>,
     /// Held while the members change, one change at a time.
     changing: Arc<tokio::sync::Mutex<()>>,
-    receiving: Receiving,
+    receiving: Arc<Receiving>,
     /// What goes on beside: it ends with this.
     _beside: JoinSet<()>,
 }
@@ -117,9 +119,11 @@ impl Consensus {
         let (confirming, waiting) = mpsc::channel(CONFIRMING_MAX);
         let mut beside = JoinSet::new();
         beside.spawn(confirm_all(raft.clone(), waiting));
-        beside.spawn(bound_log(raft.clone(), storage.log.clone()));
+        beside.spawn(bound_log(raft.clone(), storage.clone(), network.clone()));
         let changing = Arc::default();
         beside.spawn(membership::finish_changes(raft.clone(), Arc::clone(&changing)));
+        let receiving = Arc::new(Receiving::new(storage.store.clone()));
+        beside.spawn(receiving.clone().end_idle());
         Ok(Self(Arc::new(Inner {
             raft,
             network,
@@ -127,7 +131,7 @@ impl Consensus {
             room: Arc::new(Semaphore::new(PROPOSED_BYTES_MAX)),
             confirming,
             changing,
-            receiving: Receiving::new(storage.store.clone()),
+            receiving,
             _beside: beside,
         })))
     }
@@ -240,7 +244,6 @@ fn config() -> Result<openraft::Config, StateError> {
         max_payload_entries: PAYLOAD_ENTRIES,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
         max_in_snapshot_log_to_keep: KEPT_ENTRIES,
-        replication_lag_threshold: SNAPSHOT_ENTRIES + KEPT_ENTRIES,
         backoff: "20ms 50ms 100ms ..300ms".into(),
         // A restarted member leads only when it is elected anew. What it has applied may be older
         // than what it answered before, and it may have sent entries that it has not on disk.
@@ -251,10 +254,10 @@ fn config() -> Result<openraft::Config, StateError> {
 }
 
 /// Cuts the log off behind the state when it has grown by many bytes.
-async fn bound_log(raft: Raft, log: Log) {
+async fn bound_log(raft: Raft, storage: Storage, network: Network) {
     loop {
         sleep(SNAPSHOT_INTERVAL).await;
-        if log.grown_bytes() < SNAPSHOT_BYTES {
+        if storage.log.grown_bytes() < SNAPSHOT_BYTES || storage.store.keeps_log() {
             continue;
         }
         let done = raft.metrics().borrow_watched().snapshot;
@@ -268,6 +271,22 @@ async fn bound_log(raft: Raft, log: Log) {
         if raft.trigger().purge_log(snapshot.index).await.is_err() {
             return;
         }
+        let purged = raft.wait(Some(SNAPSHOT_INTERVAL));
+        let purged = purged.metrics(|metrics| metrics.purged >= Some(snapshot), "a purge").await;
+        if purged.is_err() && storage.log.grown_bytes() >= LOG_BYTES_MAX {
+            break_off_slow(&raft, &network, snapshot);
+        }
+    }
+}
+
+/// Ends the sending of entries to followers that lack some of before a snapshot. As long as it goes
+/// on, nothing is purged that they lack; when it has failed, openraft purges, and goes on with a
+/// snapshot.
+fn break_off_slow(raft: &Raft, network: &Network, snapshot: LogId) {
+    let followers = raft.metrics().borrow_watched().replication.clone().unwrap_or_default();
+    for (member, _) in followers.into_iter().filter(|(_, matched)| *matched < Some(snapshot)) {
+        tracing::warn!(%member, "it takes entries too slowly, and is sent a snapshot");
+        network.break_off(member);
     }
 }
 
@@ -325,3 +344,6 @@ fn unknown(why: String) -> Error {
 fn fatal(error: Fatal<Types>) -> StateError {
     StateError(error.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use inkfast_metastore::rows::{Rows, RowsMut, StateError};
+use inkfast_metastore::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use inkfast_wire::FRAME_BYTES_MAX;
 use prost::Message;
+use prost::encoding::message::encoded_len;
 use redb::{Database, Durability};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -17,10 +20,20 @@ use crate::consensus::types::SnapshotMeta;
 use crate::directory::{Files, INCOMING};
 use crate::error::Error;
 use crate::rows::{ReadRows, state_error};
-use crate::store::{self, Copy, Executor, Shared, Store};
+use crate::store::{self, Copy, Executor, Sending, Shared, Store};
 
-/// How many bytes of rows make a chunk; the last row comes on top.
+/// The most bytes of rows in a chunk, as they are encoded; a larger row goes alone.
 pub(crate) const CHUNK_BYTES: usize = 1 << 20;
+/// The most bytes of a row, as it is encoded: a key and its value, and what is noted with them.
+const ROW_BYTES_MAX: usize = KEY_BYTES_MAX + VALUE_BYTES_MAX + 256;
+/// The most bytes around the rows: their totals, and the message that the chunk is sent in.
+const AROUND_BYTES_MAX: usize = 512;
+
+// Each chunk goes in a frame.
+const _: () = {
+    assert!(CHUNK_BYTES + AROUND_BYTES_MAX <= FRAME_BYTES_MAX);
+    assert!(ROW_BYTES_MAX + AROUND_BYTES_MAX <= FRAME_BYTES_MAX);
+};
 
 /// A snapshot that openraft has to do with.
 pub(crate) enum SnapshotData {
@@ -35,7 +48,10 @@ pub(crate) struct View {
     copy: Arc<Copy>,
     executor: Executor,
     /// None if a read was broken off.
-    reading: Option<Reading>,
+    reading: Option<Box<Reading>>,
+    shared: Arc<Shared>,
+    /// From when on it is being sent.
+    sending: Option<Sending>,
 }
 
 struct Reading {
@@ -66,12 +82,12 @@ struct Place {
 impl Store {
     /// Looks at the state as it is now, all of it on disk, and says how much of the log it has.
     pub(crate) async fn view(&self) -> Result<(SnapshotMeta, View), StateError> {
-        let executor = self.executor;
+        let (executor, shared) = (self.executor, self.shared.clone());
         self.sync_and(move |copy| {
             let (meta, rows) =
                 copy.read(|database| Ok((store::read_applied(database)?, store::rows(database)?)))?;
-            let reading = Some(Reading { rows, chunks: Chunks::default() });
-            Ok((meta, View { copy, executor, reading }))
+            let reading = Some(Box::new(Reading { rows, chunks: Chunks::default() }));
+            Ok((meta, View { copy, executor, reading, shared, sending: None }))
         })
         .await
     }
@@ -110,7 +126,13 @@ impl Store {
 }
 
 impl View {
-    /// Reads the next chunk; none after the last. Chunks have [`CHUNK_BYTES`] and a row at most.
+    /// Notes that the view is being sent, until it is dropped: the log after it is kept for
+    /// whoever receives it, [as long as it may be](Store::keeps_log).
+    pub(crate) fn keep_log(&mut self) {
+        self.sending.get_or_insert_with(|| Sending::begin(&self.shared));
+    }
+
+    /// Reads the next chunk; none after the last. Each fits a frame.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, StateError> {
         let mut reading = self.reading.take().ok_or_else(broken_off)?;
         let copy = self.copy.clone();
@@ -215,27 +237,32 @@ impl Chunks {
         }
         let (mut chunk, mut bytes) = (Chunk::default(), 0);
         let from = self.last.take().map_or(Bound::Unbounded, Bound::Excluded);
-        for row in rows.walk(from)? {
-            let (key, value) = row?;
+        let mut rest = rows.walk(from)?;
+        loop {
+            let Some((key, value)) = rest.next().transpose()? else {
+                chunk.end = Some(self.totals);
+                self.ended = true;
+                break;
+            };
             let row = Row { key: key.into(), value };
-            self.totals.count(&row);
-            bytes += row.key.len() + row.value.len();
-            chunk.rows.push(row);
-            if bytes >= CHUNK_BYTES {
+            bytes += encoded_len(ROWS_TAG, &row);
+            if bytes > CHUNK_BYTES && !chunk.rows.is_empty() {
+                // The next chunk begins with it.
                 break;
             }
-        }
-        if bytes < CHUNK_BYTES {
-            chunk.end = Some(self.totals);
-            self.ended = true;
+            self.totals.count(&row);
+            chunk.rows.push(row);
         }
         self.last = chunk.rows.last().map(|row| row.key.to_vec());
         Ok(Some(chunk.encode_to_vec().into()))
     }
 }
 
+const ROWS_TAG: u32 = 1;
+
 #[derive(Clone, PartialEq, Message)]
 struct Chunk {
+    /// Tagged as [`ROWS_TAG`] says.
     #[prost(message, repeated, tag = "1")]
     rows: Vec<Row>,
     /// In the last one only.

@@ -7,6 +7,7 @@
 use std::fmt::{self, Debug, Formatter};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use inkfast_metastore::rows::StateError;
@@ -14,6 +15,7 @@ use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::consensus::codec::Coded;
 use crate::consensus::types::SnapshotMeta;
@@ -28,6 +30,15 @@ const CACHE_BYTES: usize = 64 << 20;
 const UNSYNCED_ENTRIES_MAX: usize = 4096;
 /// The most bytes of such entries.
 const UNSYNCED_BYTES_MAX: usize = 16 << 20;
+/// How many entries are applied at most until log is forgotten though a snapshot is being sent.
+const SENDING_ENTRIES_MAX: usize = if cfg!(test) { 2000 } else { 1_000_000 };
+/// The same in bytes of entries.
+const SENDING_BYTES_MAX: usize = 1 << 30;
+/// How long the disk may take for what it is asked, which is bounded. A disk that takes longer
+/// counts as broken: somebody else leads then.
+pub(crate) const DISK_DEADLINE: Duration = Duration::from_secs(10);
+/// How much longer it may take for each entry that is applied, which has many changes at most.
+const ENTRY_DEADLINE: Duration = Duration::from_millis(20);
 
 /// The rows.
 pub(crate) const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("state");
@@ -61,6 +72,7 @@ pub(crate) struct Shared {
     unsynced: Mutex<Unsynced>,
     /// One snapshot is received at a time.
     pub(crate) receiving: Arc<Semaphore>,
+    since_snapshot: Mutex<SinceSnapshot>,
 }
 
 #[derive(Debug)]
@@ -81,6 +93,18 @@ struct Unsynced {
     bytes: usize,
 }
 
+/// What has happened since log was last forgotten.
+#[derive(Debug, Default)]
+struct SinceSnapshot {
+    entries: usize,
+    bytes: usize,
+    /// How many views are being sent now.
+    sending: usize,
+}
+
+/// A view that is being sent, until it is dropped.
+pub(crate) struct Sending(Arc<Shared>);
+
 /// How much is applied at a time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Amount {
@@ -96,6 +120,7 @@ impl Store {
             open: RwLock::new(Some(open)),
             unsynced: Mutex::default(),
             receiving: Arc::new(Semaphore::new(1)),
+            since_snapshot: Mutex::default(),
         };
         Self { shared: Arc::new(shared), executor }
     }
@@ -114,7 +139,8 @@ impl Store {
     }
 
     /// Changes the state, and how much of the log it has: all of it, or after an error nothing, and
-    /// then nothing more may be written. Readers see it when this returns.
+    /// then nothing more may be written. Readers see it when this returns. Fails if the disk does
+    /// not answer; then it may be done later.
     pub(crate) async fn apply<T: Send + 'static>(
         &self,
         amount: Amount,
@@ -122,7 +148,10 @@ impl Store {
         + Send
         + 'static,
     ) -> Result<T, StateError> {
-        self.run(move |shared| {
+        let entries = u32::try_from(amount.entries).unwrap_or(u32::MAX);
+        let deadline = DISK_DEADLINE + ENTRY_DEADLINE.saturating_mul(entries);
+        self.run_within(deadline, move |shared| {
+            shared.count(amount);
             let mut unsynced = shared.writing();
             unsynced.entries += amount.entries;
             unsynced.bytes += amount.bytes;
@@ -139,12 +168,12 @@ impl Store {
     }
 
     /// Sees to it that all that was committed is on disk, and then does something with it before
-    /// anything more is committed.
+    /// anything more is committed. Fails if the disk does not answer.
     pub(crate) async fn sync_and<T: Send + 'static>(
         &self,
         work: impl FnOnce(Arc<Copy>) -> Result<T, StateError> + Send + 'static,
     ) -> Result<T, StateError> {
-        self.run(move |shared| {
+        self.run_within(DISK_DEADLINE, move |shared| {
             let mut unsynced = shared.writing();
             let copy = shared.copy()?;
             sync(&mut unsynced, &copy)?;
@@ -172,8 +201,21 @@ impl Store {
         .await
     }
 
+    /// Returns whether log has to be kept for who receives a snapshot, as no other snapshot need be
+    /// made: one is being sent, and not too much was applied since log was last forgotten.
+    pub(crate) fn keeps_log(&self) -> bool {
+        let since = self.shared.since_snapshot();
+        since.sending > 0 && since.entries < SENDING_ENTRIES_MAX && since.bytes < SENDING_BYTES_MAX
+    }
+
+    /// Notes that log is forgotten now.
+    pub(crate) fn forgets_log(&self) {
+        let mut since = self.shared.since_snapshot();
+        (since.entries, since.bytes) = (0, 0);
+    }
+
     /// Closes the file, after what is still being done on it, with all of it on disk; later calls
-    /// fail.
+    /// fail. If the disk does not answer, it is given up, and open until the process ends.
     pub(crate) async fn close(&self) {
         let shared = self.shared.clone();
         let close = move || {
@@ -184,7 +226,7 @@ impl Store {
             open.copy.close();
             synced
         };
-        if let Err(error) = self.executor.run(close).await.flatten() {
+        if let Err(error) = self.executor.run_within(DISK_DEADLINE, close).await.flatten() {
             tracing::error!(%error, "the state was not closed in order");
         }
     }
@@ -195,6 +237,15 @@ impl Store {
     ) -> Result<T, StateError> {
         let shared = self.shared.clone();
         self.executor.run(move || work(&shared)).await.flatten()
+    }
+
+    async fn run_within<T: Send + 'static>(
+        &self,
+        deadline: Duration,
+        work: impl FnOnce(&Shared) -> Result<T, StateError> + Send + 'static,
+    ) -> Result<T, StateError> {
+        let shared = self.shared.clone();
+        self.executor.run_within(deadline, move || work(&shared)).await.flatten()
     }
 }
 
@@ -216,8 +267,31 @@ impl Shared {
         }
     }
 
+    fn count(&self, amount: Amount) {
+        let mut since = self.since_snapshot();
+        since.entries += amount.entries;
+        since.bytes += amount.bytes;
+    }
+
+    fn since_snapshot(&self) -> MutexGuard<'_, SinceSnapshot> {
+        self.since_snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn writing(&self) -> MutexGuard<'_, Unsynced> {
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sending {
+    pub(crate) fn begin(shared: &Arc<Shared>) -> Self {
+        shared.since_snapshot().sending += 1;
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.0.since_snapshot().sending -= 1;
     }
 }
 
@@ -245,6 +319,17 @@ impl Debug for Copy {
 }
 
 impl Executor {
+    /// Does something for which the disk is waited so long and no longer. Later it may still be
+    /// done.
+    pub(crate) async fn run_within<T: Send + 'static>(
+        self,
+        deadline: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, StateError> {
+        let silent = |_| StateError(format!("the disk has not answered for {deadline:?}"));
+        timeout(deadline, self.run(work)).await.map_err(silent).flatten()
+    }
+
     pub(crate) async fn run<T: Send + 'static>(
         self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -254,7 +339,7 @@ impl Executor {
             Self::Inline => Ok(work()),
             #[cfg(test)]
             Self::Late => {
-                tokio::time::sleep(std::time::Duration::from_millis(fastrand::u64(..6))).await;
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(..6))).await;
                 Ok(work())
             }
             Self::Threads => tokio::task::spawn_blocking(work).await.map_err(state_error),

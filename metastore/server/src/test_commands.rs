@@ -23,6 +23,21 @@ pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
     runtime.enable_time().start_paused(true).build().unwrap().block_on(work)
 }
 
+/// Waits for work for which the clock has to be moved by hand, for a disk hangs; not for longer than
+/// a minute of that clock.
+pub(crate) async fn while_it_hangs<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> T {
+    let work = tokio::spawn(work);
+    for _ in 0..600 {
+        if work.is_finished() {
+            return work.await.unwrap();
+        }
+        tokio::time::advance(Duration::from_millis(100)).await;
+    }
+    panic!("it waits for the disk");
+}
+
 pub(crate) fn log_id(term: u64, index: u64) -> LogId {
     LogId { leader_id: CommittedLeaderId::new(term), index }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use redb::StorageBackend;
 
@@ -28,6 +28,24 @@ type Power = Arc<Mutex<Option<usize>>>;
 pub(crate) struct TestDisk {
     state: Arc<Mutex<State>>,
     power: Power,
+    hang: Arc<Hang>,
+}
+
+/// Whether syncs hang now.
+#[derive(Debug, Default)]
+struct Hang {
+    hangs: Mutex<bool>,
+    changed: Condvar,
+}
+
+/// Lets every sync of a file hang until it is dropped.
+pub(crate) struct Hanging(Arc<Hang>);
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        *self.0.hangs.lock().unwrap() = false;
+        self.0.changed.notify_all();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -87,6 +105,13 @@ impl TestFiles {
         self.names().disks[name].state().broken = false;
     }
 
+    /// Lets every sync of a file hang.
+    pub(crate) fn hang(&self, name: &str) -> Hanging {
+        let hang = self.names().disks[name].hang.clone();
+        *hang.hangs.lock().unwrap() = true;
+        Hanging(hang)
+    }
+
     /// Puts other bytes into a file that nobody has open.
     pub(crate) fn set_bytes(&self, name: &str, bytes: Vec<u8>) {
         self.names().disks.insert(name.into(), TestDisk::with(bytes));
@@ -133,7 +158,7 @@ impl Files for TestFiles {
 impl TestDisk {
     fn with(bytes: Vec<u8>) -> Self {
         let state = State { now: bytes.clone(), synced: bytes, ..State::default() };
-        Self { state: Arc::new(Mutex::new(state)), power: Power::default() }
+        Self { state: Arc::new(Mutex::new(state)), ..Self::default() }
     }
 
     fn after_power_cut(&self, kept: &[bool]) -> Self {
@@ -201,6 +226,8 @@ impl StorageBackend for TestDisk {
 
     fn sync_data(&self) -> io::Result<()> {
         spend(&self.power)?;
+        let hangs = self.hang.hangs.lock().unwrap();
+        drop(self.hang.changed.wait_while(hangs, |hangs| *hangs).unwrap());
         self.state().sync()
     }
 

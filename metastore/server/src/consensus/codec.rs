@@ -308,7 +308,7 @@ impl Coded for AppendEntriesRequest<Types> {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct AppendResponseMessage {
-    #[prost(oneof = "AppendedMessage", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "AppendedMessage", tags = "1, 2, 3, 4, 5")]
     appended: Option<AppendedMessage>,
 }
 
@@ -322,6 +322,8 @@ enum AppendedMessage {
     Conflict(()),
     #[prost(message, tag = "4")]
     HigherVote(VoteMessage),
+    #[prost(message, tag = "5")]
+    Nothing(()),
 }
 
 impl Coded for AppendEntriesResponse<Types> {
@@ -329,12 +331,13 @@ impl Coded for AppendEntriesResponse<Types> {
 
     fn to_message(&self) -> AppendResponseMessage {
         let appended = match self {
-            Self::Success => Some(AppendedMessage::All(())),
-            Self::PartialSuccess(last) => log_id_message(*last).map(AppendedMessage::UpTo),
-            Self::Conflict => Some(AppendedMessage::Conflict(())),
-            Self::HigherVote(vote) => Some(AppendedMessage::HigherVote(vote.to_message())),
+            Self::Success => AppendedMessage::All(()),
+            Self::PartialSuccess(Some(last)) => AppendedMessage::UpTo(last.to_message()),
+            Self::PartialSuccess(None) => AppendedMessage::Nothing(()),
+            Self::Conflict => AppendedMessage::Conflict(()),
+            Self::HigherVote(vote) => AppendedMessage::HigherVote(vote.to_message()),
         };
-        AppendResponseMessage { appended }
+        AppendResponseMessage { appended: Some(appended) }
     }
 
     fn from_message(message: AppendResponseMessage) -> Result<Self, Malformed> {
@@ -343,7 +346,8 @@ impl Coded for AppendEntriesResponse<Types> {
             Some(AppendedMessage::UpTo(last)) => Self::PartialSuccess(log_id(Some(last))?),
             Some(AppendedMessage::Conflict(())) => Self::Conflict,
             Some(AppendedMessage::HigherVote(higher)) => Self::HigherVote(vote(Some(higher))?),
-            None => Self::PartialSuccess(None),
+            Some(AppendedMessage::Nothing(())) => Self::PartialSuccess(None),
+            None => return Err(Malformed("it does not say what was appended".into())),
         })
     }
 }

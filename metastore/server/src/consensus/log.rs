@@ -13,13 +13,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use futures::{Stream, stream};
 use inkfast_metastore::rows::StateError;
+use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
-use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::types::{Data, Entry, LogId, Types, Vote};
+use super::types::{Entry, LogId, Types, Vote, entry_bytes};
 use crate::directory::Files;
-use crate::store::Executor;
+use crate::store::{DISK_DEADLINE, Executor};
 
 pub(crate) mod file;
 
@@ -33,8 +33,6 @@ const QUEUED_BYTES_MAX: usize = 32 << 20;
 const RECENT_MAX: usize = 4096;
 /// The most bytes of such entries.
 const RECENT_BYTES_MAX: usize = 8 << 20;
-/// What an entry counts beside its data.
-const ENTRY_BYTES: usize = 128;
 /// The most bytes of entries that are read at a time to be sent or applied, but for the last one.
 const READ_BYTES_MAX: usize = 1 << 20;
 
@@ -151,7 +149,8 @@ impl Log {
         self.change(|_| Ok(Change::Joined)).await
     }
 
-    /// Closes the file, when all that is queued is written; whatever comes later fails.
+    /// Closes the file, when all that is queued is written; whatever comes later fails. If the disk
+    /// does not answer, the file is given up, and open until the process ends.
     pub(crate) async fn close(&self) {
         // If nothing is written any more, that was said when it happened.
         let _ = self.change(|_| Ok(Change::Append(Vec::new()))).await;
@@ -159,7 +158,7 @@ impl Log {
         let close = move || {
             shared.open.write().unwrap_or_else(PoisonError::into_inner).take();
         };
-        if let Err(error) = self.shared.executor.run(close).await {
+        if let Err(error) = self.shared.executor.run_within(DISK_DEADLINE, close).await {
             tracing::error!(%error, "the log was not closed in order");
         }
     }
@@ -188,6 +187,14 @@ impl Log {
                 entries.append(&mut recent);
             }
             return Ok(entries);
+        }
+    }
+
+    /// Returns whether what was read begins where it was to, and not later.
+    fn begin_at(&self, read: &[Entry], start: u64) -> bool {
+        match read.first() {
+            Some(first) => first.log_id.index == start,
+            None => start >= self.shared.state().entries.start,
         }
     }
 
@@ -233,11 +240,15 @@ impl RaftLogReader<Types> for Log {
         self.read(half_open(&range), usize::MAX).await
     }
 
+    /// Reads nothing if the beginning is purged, for what comes after it must not be sent in its
+    /// place. That is no error: a leader that is none any more may ask once more.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.read(start..end, READ_BYTES_MAX).await
+        let read = self.read(start..end, READ_BYTES_MAX).await?;
+        Ok(if self.begin_at(&read, start) { read } else { Vec::new() })
     }
 
-    /// Reads on as the stream is read, so that a long range is never in memory as a whole.
+    /// Reads on as the stream is read, so that a long range is never in memory as a whole. It is
+    /// there to be applied: that the beginning is purged is an error.
     async fn entries_stream<RB>(
         &mut self,
         range: RB,
@@ -246,8 +257,12 @@ impl RaftLogReader<Types> for Log {
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         let read = |(log, mut read, rest): (Self, VecDeque<Entry>, Range<u64>)| async move {
-            if read.is_empty() {
-                read = log.read(rest.clone(), READ_BYTES_MAX).await?.into();
+            if read.is_empty() && !rest.is_empty() {
+                let more = log.read(rest.clone(), READ_BYTES_MAX).await?;
+                if !log.begin_at(&more, rest.start) {
+                    return Err(io::Error::other(format!("the log has no entry {}", rest.start)));
+                }
+                read = more.into();
             }
             let Some(entry) = read.pop_front() else { return Ok(None) };
             let rest = entry.log_id.index + 1..rest.end;
@@ -414,12 +429,13 @@ impl Shared {
             Some(open) => work(&open.file),
             None => Err(StateError("the log has been closed".into())),
         };
-        self.executor.run(run).await.flatten().map_err(io::Error::other)
+        self.executor.run_within(DISK_DEADLINE, run).await.flatten().map_err(io::Error::other)
     }
 }
 
 /// Writes all that is queued. After an error nothing is tried again: what redb and the system
-/// still have in memory may look as if it were on disk.
+/// still have in memory may look as if it were on disk. A disk that does not answer is an error
+/// too: a leader that waited for it would go on leading, for others hear of it all the time.
 async fn write_all(shared: Arc<Shared>, mut queue: mpsc::Receiver<Queued>) {
     let mut batch = Vec::new();
     while queue.recv_many(&mut batch, QUEUED_MAX).await > 0 {
@@ -463,13 +479,6 @@ impl Done {
             Self::Asked(asked) => drop(asked.send(written)),
             Self::Nobody => {}
         }
-    }
-}
-
-fn entry_bytes(entry: &Entry) -> usize {
-    match &entry.payload {
-        EntryPayload::Normal(Data(data)) => data.len() + ENTRY_BYTES,
-        EntryPayload::Blank | EntryPayload::Membership(_) => ENTRY_BYTES,
     }
 }
 

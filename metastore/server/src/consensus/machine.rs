@@ -15,7 +15,9 @@ use openraft::{EntryPayload, OptionalSend};
 use tokio::time::Instant;
 
 use super::Outcome;
-use super::types::{Data, Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, Types};
+use super::types::{
+    Data, Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, Types, entry_bytes,
+};
 use crate::rows::WriteRows;
 use crate::snapshot::SnapshotData;
 use crate::store::{Amount, Store};
@@ -93,9 +95,7 @@ impl RaftStateMachine<Types> for Machine {
                 && bytes < BATCH_BYTES_MAX
                 && let Some((entry, responder)) = stream.try_next().await?
             {
-                if let EntryPayload::Normal(Data(data)) = &entry.payload {
-                    bytes += data.len();
-                }
+                bytes += entry_bytes(&entry);
                 entries.push(entry);
                 waiting.push(responder);
             }
@@ -104,6 +104,12 @@ impl RaftStateMachine<Types> for Machine {
             }
             self.apply_batch(entries, waiting, bytes).await.map_err(io::Error::other)?;
         }
+    }
+
+    /// Makes no snapshot while another is being sent, as long as the log may grow: whoever receives
+    /// that one needs the log after it, which the next one would let be purged.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        (force || !self.store.keeps_log()).then(|| Builder(self.store.clone()))
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
@@ -149,6 +155,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
     /// Says how much of the log is in the state on disk: so much may be purged.
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let (meta, view) = self.0.view().await.map_err(io::Error::other)?;
+        self.0.forgets_log();
         Ok(Snapshot { meta, snapshot: SnapshotData::View(view) })
     }
 }
@@ -187,7 +194,7 @@ pub(crate) fn apply_entry(
 ) -> Result<(Outcome, Option<LeaseId>), StateError> {
     let log_id = entry.log_id;
     if let Some(last) = meta.last_log_id
-        && log_id.index <= last.index
+        && log_id.index != last.index + 1
     {
         return Err(StateError(format!("the entry {log_id} comes after {last}")));
     }

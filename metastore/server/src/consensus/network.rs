@@ -13,7 +13,7 @@
 //!
 //! Each may be answered by 25 instead: words that say why not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -125,11 +125,13 @@ pub(crate) struct Network {
     peers: Arc<dyn Peers>,
     /// Where the members are. A leader keeps its ways to them, and they may move meanwhile.
     addresses: Arc<Mutex<BTreeMap<NodeId, Address>>>,
+    /// To whom the next entries do not get.
+    broken_off: Arc<Mutex<BTreeSet<NodeId>>>,
 }
 
 impl Network {
     pub(crate) fn new(peers: Arc<dyn Peers>) -> Self {
-        Self { peers, addresses: Arc::default() }
+        Self { peers, addresses: Arc::default(), broken_off: Arc::default() }
     }
 
     /// Lets all ways to a member lead to this address.
@@ -140,6 +142,15 @@ impl Network {
     /// Returns where a member is; empty if there never was one of this id.
     pub(crate) fn address(&self, member: NodeId) -> String {
         self.lock().get(&member).map(|Address(address)| address.clone()).unwrap_or_default()
+    }
+
+    /// Lets the next call with entries to a member fail, once.
+    pub(crate) fn break_off(&self, member: NodeId) {
+        self.broken_off().insert(member);
+    }
+
+    fn broken_off(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.broken_off.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Address>> {
@@ -215,6 +226,8 @@ impl Way {
         while let Some(data) = view.next().await.map_err(|error| Unanswered(error.to_string()))? {
             piece.data = data;
             self.call(KIND_SNAPSHOT_PIECE, piece.encode_to_vec(), PIECE_DEADLINE).await?;
+            // There is somebody who receives it, and will need the log after it.
+            view.keep_log();
             piece.number += 1;
         }
         let end = PieceMessage { data: Bytes::new(), meta: Some(meta), ..piece };
@@ -247,6 +260,9 @@ impl RaftNetworkV2<Types> for Way {
         let fitting = fitting(&rpc.entries);
         rpc.entries.truncate(fitting);
         let heartbeat = rpc.entries.is_empty();
+        if !heartbeat && self.network.broken_off().remove(&self.target) {
+            return Err(Unanswered("it is too far behind to be sent entries".into()).into());
+        }
         let deadline = if heartbeat { option.hard_ttl() } else { APPEND_DEADLINE };
         let answer = self.ask(KIND_APPEND, &rpc, deadline).await?;
         let last = rpc.entries.last().map(RaftEntry::log_id);
@@ -308,7 +324,7 @@ impl RaftNetworkV2<Types> for Way {
 fn fitting(entries: &[Entry]) -> usize {
     let mut bytes = 0;
     let fitting = entries.iter().take_while(|entry| {
-        bytes += super::types::data_len(entry);
+        bytes += super::types::entry_bytes(entry);
         bytes <= APPEND_BYTES_MAX
     });
     fitting.count().max(entries.len().min(1))

@@ -77,11 +77,14 @@ impl Display for NodeId {
     }
 }
 
-/// Returns about how large an entry is.
-pub(crate) fn data_len(entry: &Entry) -> usize {
+/// What an entry counts beside its data.
+const ENTRY_BYTES: usize = 128;
+
+/// Returns about how large an entry is, in memory and on its way.
+pub(crate) fn entry_bytes(entry: &Entry) -> usize {
     match &entry.payload {
-        EntryPayload::Normal(Data(data)) => data.len(),
-        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+        EntryPayload::Normal(Data(data)) => data.len() + ENTRY_BYTES,
+        EntryPayload::Blank | EntryPayload::Membership(_) => ENTRY_BYTES,
     }
 }
 

@@ -1,13 +1,17 @@
 use inkfast_metastore::Version;
+use inkfast_metastore::memory::MemoryRows;
 use inkfast_metastore::state::{self, apply};
 use uuid::Uuid;
 
 use super::*;
+use crate::consensus::codec::Coded;
+use crate::consensus::network::PieceMessage;
+use crate::consensus::types::{NodeId, Vote};
 use crate::directory::STATE;
 use crate::rows::WriteRows;
 use crate::storage::{Beginning, Storage};
 use crate::store::Amount;
-use crate::test_commands::{all_rows, block_on, log_id, put};
+use crate::test_commands::{all_rows, block_on, log_id, put, walk};
 use crate::test_disk::TestFiles;
 
 #[test]
@@ -20,7 +24,7 @@ fn a_copy_is_what_was_there_when_it_was_begun() {
         let mut incoming = other.receive().await.unwrap();
         let mut chunks = 0;
         while let Some(chunk) = view.next().await.unwrap() {
-            assert!(chunk.len() <= CHUNK_BYTES + CHUNK_BYTES / 8, "{} bytes", chunk.len());
+            assert!(chunk.len() <= CHUNK_BYTES + AROUND_BYTES_MAX, "{} bytes", chunk.len());
             incoming.add(chunk).await.unwrap();
             chunks += 1;
             write(&store, 10_000 + chunks, "written meanwhile").await;
@@ -44,6 +48,70 @@ fn a_copy_is_what_was_there_when_it_was_begun() {
         let left = open(&files.after_power_cut(&[false]));
         assert_eq!(all_rows(&left).await, then);
         assert_eq!(left.applied().await.unwrap(), meta);
+    });
+}
+
+#[test]
+fn every_chunk_fits_a_frame_however_the_rows_fall() {
+    let large = vec![7; ROW_BYTES_MAX - 40];
+    for left in (0..40).chain([500, CHUNK_BYTES / 2]) {
+        let mut rows = MemoryRows::default();
+        rows.insert(b"a", &vec![1; CHUNK_BYTES - left - 20]).unwrap();
+        rows.insert(b"b", &large).unwrap();
+        rows.insert(b"c", b"small").unwrap();
+        rows.insert(b"d", &large).unwrap();
+        let chunks = chunks(&rows);
+        assert_eq!(chunks, [1, 1, 1, 1], "{left} bytes are left");
+    }
+    let mut rows = MemoryRows::default();
+    for number in 0..300_000u32 {
+        rows.insert(&number.to_be_bytes(), b"").unwrap();
+    }
+    assert_eq!(chunks(&rows).len(), 3, "what encodes a row counts too");
+    assert_eq!(chunks(&MemoryRows::default()), [0]);
+}
+
+/// Turns rows into chunks, looks at all of them, and returns how many rows each has.
+fn chunks(rows: &MemoryRows) -> Vec<usize> {
+    let (mut chunks, mut found, mut counts) = (Chunks::default(), Vec::new(), Vec::new());
+    while let Some(data) = chunks.next(rows).unwrap() {
+        let message = PieceMessage {
+            vote: Some(Vote::new_committed(u64::MAX, NodeId(Uuid::max())).to_message()),
+            snapshot: Bytes::copy_from_slice(Uuid::max().as_bytes()),
+            number: u64::MAX,
+            data: data.clone(),
+            meta: None,
+        };
+        assert!(message.encoded_len() <= FRAME_BYTES_MAX, "{} bytes", message.encoded_len());
+        let chunk = Chunk::decode(data).unwrap();
+        counts.push(chunk.rows.len());
+        found.extend(chunk.rows.into_iter().map(|Row { key, value }| (key.to_vec(), value)));
+    }
+    assert!(found == walk(rows), "all rows are there");
+    counts
+}
+
+#[test]
+fn log_is_kept_while_a_snapshot_is_sent_and_not_without_end() {
+    block_on(async {
+        let (_, store) = filled(1).await;
+        let view = || async { store.view().await.unwrap().1 };
+        let (mut one, mut other, _unsent) = (view().await, view().await, view().await);
+        assert!(!store.keeps_log());
+        one.keep_log();
+        one.keep_log();
+        other.keep_log();
+        drop(one);
+        assert!(store.keeps_log());
+        let much = |entries, bytes| store.apply(Amount { entries, bytes }, |_, _| Ok(()));
+        for (entries, bytes) in [(2000, 0), (0, 1 << 30)] {
+            much(entries, bytes).await.unwrap();
+            assert!(!store.keeps_log());
+            store.forgets_log();
+            assert!(store.keeps_log());
+        }
+        drop(other);
+        assert!(!store.keeps_log());
     });
 }
 

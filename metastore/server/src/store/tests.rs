@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::storage::{Beginning, Storage};
-use crate::test_commands::{all_rows, block_on, command, log_id, put, walk};
+use crate::test_commands::{all_rows, block_on, command, log_id, put, walk, while_it_hangs};
 use crate::test_disk::TestFiles;
 
 type Outcomes = Vec<Result<Answer, inkfast_metastore::Error>>;
@@ -90,6 +90,30 @@ fn nothing_is_applied_after_a_failed_sync() {
         let amount = Amount { entries: 1, bytes: 0 };
         store.apply(amount, |_, _| Ok(())).await.unwrap_err();
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_does_not_answer_fails_who_waits_for_it() {
+    let open = |files: &TestFiles| {
+        Storage::open(files.clone(), Executor::Threads, Beginning::Found).unwrap().store
+    };
+    let files = TestFiles::default();
+    let store = open(&files);
+    apply_at(&store, 1, 1).await;
+    let hanging = files.hang(STATE);
+    let syncing = store.clone();
+    let refused = while_it_hangs(async move { syncing.sync_and(|_| Ok(())).await }).await;
+    assert_eq!(refused, Err(StateError("the disk has not answered for 10s".into())));
+    while_it_hangs(async move { store.close().await }).await;
+    drop(hanging);
+
+    let files = TestFiles::default();
+    let store = open(&files);
+    let hanging = files.hang(STATE);
+    let amount = Amount { entries: 1, bytes: UNSYNCED_BYTES_MAX };
+    let refused = while_it_hangs(async move { store.apply(amount, |_, _| Ok(())).await }).await;
+    assert_eq!(refused, Err(StateError("the disk has not answered for 10.02s".into())));
+    drop(hanging);
 }
 
 fn open(files: &TestFiles) -> Store {

@@ -64,4 +64,7 @@ fn what_cannot_be_read_is_refused() {
     assert!(Vote::decode(Bytes::new()).is_err());
     assert!(Entry::decode(Bytes::new()).is_err());
     assert!(VoteRequest::decode(Bytes::new()).is_err());
+    // An answer of which nothing is known.
+    assert!(AppendEntriesResponse::decode(Bytes::new()).is_err());
+    assert!(AppendEntriesResponse::decode(Bytes::from_static(&[9 << 3 | 2, 0])).is_err());
 }

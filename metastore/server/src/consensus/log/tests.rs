@@ -1,4 +1,5 @@
 use futures::TryStreamExt;
+use openraft::EntryPayload;
 use openraft::impls::leader_id_std::LeaderId;
 use openraft::storage::RaftLogStorageExt;
 use openraft::type_config::TypeConfigExt;
@@ -8,12 +9,12 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::*;
-use crate::consensus::types::NodeId;
+use crate::consensus::types::{Data, NodeId};
 use crate::database;
 use crate::directory::{LOG, STATE};
 use crate::error::Error;
 use crate::storage::{Beginning, Storage};
-use crate::test_commands::{block_on, entry, log_id, put};
+use crate::test_commands::{block_on, entry, log_id, put, while_it_hangs};
 use crate::test_disk::TestFiles;
 
 #[test]
@@ -57,6 +58,39 @@ fn nothing_is_written_after_a_failed_sync() {
         let mut left = open(&files.after_power_cut(&[false])).log;
         assert_eq!(left.try_get_log_entries(..).await.unwrap(), entries(0..1));
         assert_eq!(left.read_vote().await.unwrap(), None);
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_does_not_answer_counts_as_broken() {
+    let files = TestFiles::default();
+    let storage = Storage::open(files.clone(), Executor::Threads, Beginning::Found).unwrap();
+    let mut log = storage.log.clone();
+    log.blocking_append(entries(0..1)).await.unwrap();
+    let hanging = files.hang(LOG);
+    let mut appended = log.clone();
+    let appended = while_it_hangs(async move { appended.blocking_append(entries(1..2)).await });
+    let refused = appended.await.unwrap_err();
+    assert!(refused.to_string().contains("has not answered for 10s"), "{refused}");
+    log.save_vote(&vote(1)).await.unwrap_err();
+    while_it_hangs(async move { log.close().await }).await;
+    drop(hanging);
+}
+
+#[test]
+fn what_is_purged_is_never_taken_for_what_comes_after_it() {
+    block_on(async {
+        let mut log = open(&TestFiles::default()).log;
+        log.blocking_append(entries(0..100)).await.unwrap();
+        log.purge(log_id(1, 49)).await.unwrap();
+        assert_eq!(log.limited_get_log_entries(49, 60).await.unwrap(), []);
+        assert_eq!(log.limited_get_log_entries(50, 60).await.unwrap(), entries(50..60));
+        for (start, end) in [(49, 60), (0, 10), (49, 50)] {
+            let streamed = log.entries_stream(start..end).await.try_collect::<Vec<_>>().await;
+            assert!(streamed.is_err(), "{start}..{end}: {streamed:?}");
+        }
+        let streamed = log.entries_stream(50..60).await.try_collect::<Vec<_>>().await.unwrap();
+        assert_eq!(streamed, entries(50..60));
     });
 }
 

@@ -18,10 +18,56 @@ use crate::test_disk::TestFiles;
 /// Makes members for openraft's own suite.
 struct Members;
 
-impl StoreBuilder<Types, Log, Machine> for Members {
-    async fn build(&self) -> Result<((), Log, Machine), openraft::StorageError<Types>> {
+/// A machine that is given blank entries where the suite leaves holes, which it would refuse.
+struct Filled(Machine);
+
+impl StoreBuilder<Types, Log, Filled> for Members {
+    async fn build(&self) -> Result<((), Log, Filled), openraft::StorageError<Types>> {
         let Storage { log, store, .. } = open(TestFiles::default());
-        Ok(((), log, machine(store)))
+        Ok(((), log, Filled(machine(store))))
+    }
+}
+
+impl RaftStateMachine<Types> for Filled {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        self.0.applied_state().await
+    }
+
+    async fn apply<Strm>(&mut self, mut stream: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
+    {
+        while let Some((entry, responder)) = stream.try_next().await? {
+            let (last, _) = self.applied_state().await?;
+            let missing = last.map_or(entry.log_id.index, |last| last.index + 1);
+            let blank = |index| {
+                let log_id = LogId { index, ..entry.log_id };
+                Ok((Entry { log_id, payload: EntryPayload::Blank }, None))
+            };
+            let blank = (missing..entry.log_id.index).map(blank).collect::<Vec<_>>();
+            let entries = blank.into_iter().chain([Ok((entry, responder))]);
+            self.0.apply(futures::stream::iter(entries)).await?;
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        self.0.get_snapshot_builder().await
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> io::Result<()> {
+        self.0.install_snapshot(meta, snapshot).await
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        self.0.get_current_snapshot().await
     }
 }
 
@@ -97,7 +143,8 @@ fn what_cannot_be_applied_stops_the_member() {
         let unknown = Entry { log_id: log_id(1, 3), payload: unknown };
         let good = entry(log_id(1, 2), command(2, put_leased("key", 1)));
         let repeated = entry(log_id(1, 1), command(1, put_leased("key", 1)));
-        for entries in [vec![good, unknown], vec![repeated]] {
+        let early = entry(log_id(1, 3), command(3, put_leased("key", 1)));
+        for entries in [vec![good, unknown], vec![repeated], vec![early]] {
             let entries = entries.into_iter().map(|entry| Ok((entry, None)));
             machine.apply(futures::stream::iter(entries)).await.unwrap_err();
             assert_eq!(all_rows(&store).await, before, "all of it or nothing");
@@ -105,6 +152,27 @@ fn what_cannot_be_applied_stops_the_member() {
         let read = futures::stream::iter([Err(io::Error::other("the log cannot be read"))]);
         machine.apply(read).await.unwrap_err();
         assert_eq!(store.applied().await.unwrap().last_log_id, Some(log_id(1, 1)));
+    });
+}
+
+#[test]
+fn no_snapshot_is_made_while_one_is_sent() {
+    block_on(async {
+        let mut machine = machine(open(TestFiles::default()).store);
+        apply(&mut machine, 0, [grant(Duration::from_secs(1))]).await.unwrap();
+        let snapshot = machine.get_current_snapshot().await.unwrap().unwrap();
+        let SnapshotData::View(mut view) = snapshot.snapshot else { panic!("it is to be sent") };
+        assert!(machine.try_create_snapshot_builder(false).await.is_some());
+        view.keep_log();
+        assert!(machine.try_create_snapshot_builder(false).await.is_none());
+        let mut forced = machine.try_create_snapshot_builder(true).await.unwrap();
+        let numbers = |_| Operation::NextSequence { name: "numbers".into(), count: 1 };
+        apply(&mut machine, 1, (0..2000).map(numbers)).await.unwrap();
+        assert!(machine.try_create_snapshot_builder(false).await.is_some(), "the log is bounded");
+        forced.build_snapshot().await.unwrap();
+        assert!(machine.try_create_snapshot_builder(false).await.is_none());
+        drop(view);
+        assert!(machine.try_create_snapshot_builder(false).await.is_some());
     });
 }
 
