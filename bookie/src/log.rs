@@ -46,7 +46,7 @@ pub use record::PAYLOAD_BYTES_MAX;
 pub use replay::{Cut, Damage, Known, Replayed, Settings, Visit, create, open};
 pub use segment::SEGMENT_BYTES_MAX;
 pub use writer::{
-    Append, Appender, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Completions, Durable, Failed,
+    APPEND_BYTES_MAX, Append, Appender, BATCH_BYTES_MAX, Completions, Durable, Failed,
     QUEUE_BYTES_MAX, Tail,
 };
 
@@ -55,7 +55,7 @@ pub use writer::{
 pub struct SegmentNumber(u32);
 
 impl SegmentNumber {
-    const FIRST: Self = Self(1);
+    pub(crate) const FIRST: Self = Self(1);
     /// Far more than any disk holds.
     const MAX: Self = Self(u32::MAX / 2);
 

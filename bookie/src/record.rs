@@ -17,17 +17,19 @@ const ENTRY: u8 = 1;
 const FENCE: u8 = 2;
 const WRITER: u8 = 3;
 
-/// Encodes a record of a ledger: its kind and payload.
-pub(crate) fn encode(ledger: LedgerId, record: &Record) -> (u8, Bytes) {
+/// Encodes what a gate wants to be written of a ledger: the kind, and the payload of each record.
+pub(crate) fn encode(ledger: LedgerId, record: &Record) -> (u8, Vec<Bytes>) {
     match record {
-        Record::Entry(entry) => (ENTRY, entry.bytes().clone()),
-        Record::Fence => (FENCE, Bytes::copy_from_slice(&ledger.get().to_le_bytes())),
+        Record::Entries(run) => {
+            (ENTRY, run.entries().iter().map(|entry| entry.bytes().clone()).collect())
+        }
+        Record::Fence => (FENCE, vec![Bytes::copy_from_slice(&ledger.get().to_le_bytes())]),
         Record::Writer { id, fragment } => {
             let mut payload = BytesMut::with_capacity(24 + fragment.len());
             payload.put_u64_le(ledger.get());
             payload.put_slice(id.0.as_bytes());
             payload.put_slice(fragment);
-            (WRITER, payload.freeze())
+            (WRITER, vec![payload.freeze()])
         }
     }
 }
@@ -36,7 +38,7 @@ pub(crate) fn encode(ledger: LedgerId, record: &Record) -> (u8, Bytes) {
 pub(crate) fn decode(kind: u8, payload: &[u8]) -> Result<(LedgerId, Record), String> {
     if kind == ENTRY {
         let entry = Entry::decode(Bytes::copy_from_slice(payload)).map_err(|e| e.to_string())?;
-        return Ok((entry.header().ledger, Record::Entry(entry)));
+        return Ok((entry.header().ledger, Record::Entries(entry.into())));
     }
     let (ledger, rest) = payload.split_first_chunk().ok_or("a record is too short")?;
     let ledger = LedgerId::new(u64::from_le_bytes(*ledger)).ok_or("a ledger id is too large")?;
@@ -68,12 +70,12 @@ mod tests {
         };
         let writer = WriterId(Uuid::from_u128(4));
         for record in [
-            Record::Entry(Entry::encode(header, b"x")),
+            Record::Entries(Entry::encode(header, b"x").into()),
             Record::Fence,
             Record::Writer { id: writer, fragment: Bytes::from_static(b"brief") },
         ] {
-            let (kind, payload) = encode(ledger, &record);
-            assert_eq!(decode(kind, &payload), Ok((ledger, record)));
+            let (kind, payloads) = encode(ledger, &record);
+            assert_eq!(decode(kind, &payloads[0]), Ok((ledger, record)));
         }
     }
 

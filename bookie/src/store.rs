@@ -4,10 +4,11 @@
 //! disk says of them are never seen in two orders. It waits for the log and for commands, and for
 //! nothing else that a client could delay.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use inkfast_protocol::gate::Adder;
-use inkfast_protocol::{Entry, EntryId, LedgerId, Refusal, Tenure};
+use inkfast_protocol::{EntryId, LedgerId, Refusal, Run, Tenure};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -23,6 +24,7 @@ pub(crate) use tips::Tip;
 
 mod ledgers;
 mod owner;
+mod places;
 #[cfg(test)]
 mod tests;
 mod tips;
@@ -45,10 +47,11 @@ pub(crate) struct Store {
     read_only: watch::Receiver<bool>,
 }
 
-/// An add on its way in, and where its outcome goes.
+/// Entries on their way in.
 pub(crate) struct Add {
-    pub(crate) entry: Entry,
-    /// The place of this add among those of its stream.
+    /// Those that can be written by one append to the log.
+    pub(crate) run: Run,
+    /// How many entries came before them on their stream.
     pub(crate) sequence: u64,
     pub(crate) tenure: Tenure,
 }
@@ -56,15 +59,17 @@ pub(crate) struct Add {
 /// What came in together on one stream of adds.
 #[derive(Default)]
 pub(crate) struct Batch {
-    pub(crate) adds: Vec<Add>,
+    pub(crate) add: Option<Add>,
     /// The highest entry of which the writer has said that it is confirmed.
     pub(crate) confirmed: Option<EntryId>,
 }
 
-/// What became of an add.
+/// What became of entries.
 pub(crate) struct Outcome {
-    pub(crate) entry: EntryId,
-    pub(crate) sequence: u64,
+    /// The lowest and the highest of them.
+    pub(crate) entries: (EntryId, EntryId),
+    /// How many entries came before them on their stream, and how many with the last of them.
+    pub(crate) sequences: Range<u64>,
     pub(crate) tenure: Tenure,
     pub(crate) result: Result<(), Refusal>,
     /// The room is given back when the outcome is dropped, that is, when it was sent.
@@ -144,8 +149,8 @@ impl Store {
         batch: Batch,
         outcomes: &mpsc::Sender<Outcome>,
     ) -> Result<(), Refusal> {
-        let room_of = |add: &Add| add.entry.bytes().len().max(ENTRY_ROOM_MIN);
-        let bytes: usize = batch.adds.iter().map(room_of).sum();
+        let entries = batch.add.iter().flat_map(|add| add.run.entries());
+        let bytes: usize = entries.map(|entry| entry.bytes().len().max(ENTRY_ROOM_MIN)).sum();
         let bytes = u32::try_from(bytes.min(ROOM_BYTES)).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(bytes).await.map_err(|_| stopped())?;
         let (adder, outcomes) = (Arc::clone(adder), outcomes.clone());

@@ -62,13 +62,13 @@ fn new_log() -> (MemoryDisk, Tail) {
 
 fn append<T>(payload: &[u8], token: T) -> Append<T> {
     let kind = u8::try_from(payload.len() % 256).unwrap();
-    Append { kind, payload: Bytes::copy_from_slice(payload), token }
+    Append { kind, payloads: vec![Bytes::copy_from_slice(payload)], token }
 }
 
 fn commit(tail: &mut Tail, payloads: &[Vec<u8>]) -> Result<Shown, LogError> {
     let appends = payloads.iter().map(|payload| append(payload, payload.clone())).collect();
     let durable = tail.commit(appends)?;
-    Ok(durable.into_iter().map(|durable| (durable.place, durable.token)).collect())
+    Ok(durable.into_iter().map(|durable| (durable.places[0], durable.token)).collect())
 }
 
 fn payloads(texts: &[&str]) -> Vec<Vec<u8>> {
@@ -132,7 +132,7 @@ async fn records_are_replayed_and_read_on_a_real_disk() {
         }
         drop(appender);
         while let Some(batch) = completions.next().await.unwrap() {
-            expected.extend(batch.into_iter().map(|durable| (durable.place, durable.token)));
+            expected.extend(batch.into_iter().map(|durable| (durable.places[0], durable.token)));
         }
     }
     assert_eq!(expected.len(), 300);

@@ -16,15 +16,14 @@ use super::{KIND_DROPPED, LogError, Place, SegmentNumber};
 use crate::disk::{BLOCK_BYTES, Disk};
 use crate::executor::Executor;
 
-/// A batch is full with the record that reaches this.
+/// A batch is full with the records that reach this.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
-/// The most records of a batch.
-pub const BATCH_RECORDS_MAX: usize = 16 << 10;
+/// The most bytes that the records of one append take in the log.
+pub const APPEND_BYTES_MAX: usize = record::HEADER_BYTES + PAYLOAD_BYTES_MAX;
 /// How far the disk is asked to set aside room ahead of the end.
 const RESERVED_BYTES: u64 = 16 << 20;
-/// Room for a batch, with the record that goes over the limit, and for what fills its last block.
-const BUFFER_BYTES: usize =
-    BATCH_BYTES_MAX + record::HEADER_BYTES + PAYLOAD_BYTES_MAX + BLOCK_BYTES;
+/// Room for a batch, with the append that goes over the limit, and for what fills its last block.
+const BUFFER_BYTES: usize = BATCH_BYTES_MAX + APPEND_BYTES_MAX + BLOCK_BYTES;
 
 /// With this much queued there is no room for more.
 pub const QUEUE_BYTES_MAX: usize = 8 << 20;
@@ -32,24 +31,25 @@ pub const QUEUE_BYTES_MAX: usize = 8 << 20;
 /// Durable batches that wait to be taken; past it the writer waits.
 const COMPLETIONS_MAX: usize = 8;
 
-/// A record to be written.
+/// Records to be written together.
 #[derive(Debug)]
 pub struct Append<T> {
-    /// What the payload is; the log only keeps it.
+    /// What their payloads are; the log only keeps it.
     pub kind: u8,
-    /// At most [`PAYLOAD_BYTES_MAX`].
-    pub payload: Bytes,
-    /// Comes back with the record's place.
+    /// One of each record. Several take at most [`APPEND_BYTES_MAX`] in the log; one alone is at
+    /// most [`PAYLOAD_BYTES_MAX`].
+    pub payloads: Vec<Bytes>,
+    /// Comes back with the records' places.
     pub token: T,
 }
 
-/// A record that survives a power loss.
+/// Records that survive a power loss.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Durable<T> {
-    /// The token that was given with it.
+    /// The token that was given with them.
     pub token: T,
-    /// Where it is.
-    pub place: Place,
+    /// Where they are.
+    pub places: Vec<Place>,
 }
 
 /// Why the log takes no more records. What was queued or in flight may or may not be found when
@@ -82,12 +82,11 @@ impl<T> Appender<T> {
         }
     }
 
-    /// Queues a record behind all that were pushed before; call it after `ready`.
+    /// Queues records behind all that were pushed before; call it after `ready`.
     ///
-    /// Once the log has failed, the record is dropped with its token. Panics if the payload is too
-    /// long.
+    /// Once the log has failed, they are dropped with their token. Panics if they are too long.
     pub fn push(&self, append: Append<T>) {
-        assert!(append.payload.len() <= PAYLOAD_BYTES_MAX, "the payload is too long for a record");
+        assert!(append.stored_bytes() <= APPEND_BYTES_MAX, "the payloads are too long");
         let mut state = self.0.state();
         if state.failed.is_none() {
             state.queued_bytes += append.stored_bytes();
@@ -111,7 +110,7 @@ pub struct Completions<T> {
 }
 
 impl<T> Completions<T> {
-    /// Waits for the next batch to be durable; its records are in the order of the pushes.
+    /// Waits for the next batch to be durable; what is in it is in the order of the pushes.
     ///
     /// `None` after the last batch, when the appender was dropped; the log may then be opened
     /// anew. After a failure every call says so, and the tokens not given out are dropped. Safe to
@@ -193,18 +192,22 @@ impl Tail {
         let batch = Batch { sequence: self.sequence + 1, start: self.end };
         self.buffer.clear();
         let (mut durable, mut dropped) = (Vec::with_capacity(appends.len()), Vec::new());
-        let last = appends.len().saturating_sub(1);
-        for (index, Append { kind, payload, token }) in appends.into_iter().enumerate() {
-            let payload_bytes = record::length(&payload);
-            let offset = batch.start + record::length(self.buffer.bytes());
-            let flags = if index == last { FLAG_LAST } else { 0 };
-            let header = Header { payload_bytes, kind, flags, batch };
-            record::encode(&mut self.buffer, segment.seed, header, &payload);
-            if kind == KIND_DROPPED {
-                dropped.extend(SegmentNumber::decode(&payload));
+        let mut records: usize = appends.iter().map(|append| append.payloads.len()).sum();
+        for Append { kind, payloads, token } in appends {
+            let mut places = Vec::with_capacity(payloads.len());
+            for payload in payloads {
+                records -= 1;
+                let payload_bytes = record::length(&payload);
+                let offset = batch.start + record::length(self.buffer.bytes());
+                let flags = if records == 0 { FLAG_LAST } else { 0 };
+                let header = Header { payload_bytes, kind, flags, batch };
+                record::encode(&mut self.buffer, segment.seed, header, &payload);
+                if kind == KIND_DROPPED {
+                    dropped.extend(SegmentNumber::decode(&payload));
+                }
+                places.push(Place { segment: segment.number, offset, payload_bytes });
             }
-            let place = Place { segment: segment.number, offset, payload_bytes };
-            durable.push(Durable { token, place });
+            durable.push(Durable { token, places });
         }
         self.buffer.pad(BLOCK_BYTES);
         let end = batch.start + record::length(self.buffer.bytes());
@@ -348,21 +351,21 @@ impl<T> Queue<T> {
 
 impl<T> State<T> {
     fn take_batch(&mut self) -> Vec<Append<T>> {
-        let (mut records, mut bytes) = (0, 0);
-        for append in self.queued.iter().take(BATCH_RECORDS_MAX) {
+        let (mut appends, mut bytes) = (0, 0);
+        for append in &self.queued {
             if bytes >= BATCH_BYTES_MAX {
                 break;
             }
-            records += 1;
+            appends += 1;
             bytes += append.stored_bytes();
         }
         self.queued_bytes -= bytes;
-        self.queued.drain(..records).collect()
+        self.queued.drain(..appends).collect()
     }
 }
 
 impl<T> Append<T> {
     fn stored_bytes(&self) -> usize {
-        record::stored_bytes(self.payload.len())
+        self.payloads.iter().map(|payload| record::stored_bytes(payload.len())).sum()
     }
 }

@@ -7,7 +7,7 @@ use inkfast_protocol::gate::Adder;
 use inkfast_protocol::messages::{
     Added, FragmentBrief, OpenAdds, decode_number, decode_tenure, kind,
 };
-use inkfast_protocol::{ENSEMBLE_MAX, Entry, EntryId, LedgerId, Refusal, Tenure};
+use inkfast_protocol::{ENSEMBLE_MAX, Entry, EntryId, LedgerId, Refusal, Run, Tenure};
 use inkfast_wire::{Frame, FrameReceiver, FrameSender, Frames, Stream};
 use prost::Message;
 use tokio::sync::mpsc;
@@ -15,9 +15,11 @@ use tokio::sync::mpsc;
 use super::{BookieService, Served, bad, refuse};
 use crate::store::{Add, Batch, OUTCOMES_MAX, Outcome};
 
-/// The most adds that are handed to the store at once, and the most outcomes that are answered
+/// The most entries that are handed to the store at once, and the most outcomes that are answered
 /// at once.
 const BATCH_MAX: usize = 256;
+/// The most bytes of entries that are handed to the store at once; a larger entry goes alone.
+const BATCH_BYTES_MAX: usize = 256 << 10;
 
 impl BookieService {
     /// Takes adds and acknowledges them until the client ends the stream or one is refused.
@@ -50,17 +52,19 @@ impl BookieService {
         outcomes: mpsc::Sender<Outcome>,
     ) -> Result<(), Refusal> {
         let lost = |error: inkfast_wire::Error| bad(&error.to_string());
-        let mut adds =
-            Incoming { ledger, tenure: None, newest: None, sequence: 0, batch: Batch::default() };
+        let mut adds = Incoming::new(ledger);
         while let Some(frame) = receiver.next().await.map_err(lost)? {
-            adds.take(frame)?;
-            while adds.batch.adds.len() < BATCH_MAX
-                && let Some(frame) = receiver.next_buffered().map_err(lost)?
-            {
+            let mut next = Some(frame);
+            while let Some(frame) = next {
+                if adds.has_to_go_before(&frame)
+                    && let Some(batch) = adds.batch()
+                {
+                    self.store.add(ledger, adder, batch, &outcomes).await?;
+                }
                 adds.take(frame)?;
+                next = receiver.next_buffered().map_err(lost)?;
             }
-            let batch = std::mem::take(&mut adds.batch);
-            if !batch.adds.is_empty() || batch.confirmed.is_some() {
+            if let Some(batch) = adds.batch() {
                 self.store.add(ledger, adder, batch, &outcomes).await?;
             }
         }
@@ -73,11 +77,35 @@ struct Incoming {
     ledger: LedgerId,
     tenure: Option<Tenure>,
     newest: Option<EntryId>,
+    /// What is not handed on yet: all of one tenure.
+    entries: Vec<Entry>,
+    bytes: usize,
+    confirmed: Option<EntryId>,
+    /// How many entries were handed on.
     sequence: u64,
-    batch: Batch,
 }
 
 impl Incoming {
+    const fn new(ledger: LedgerId) -> Self {
+        Self {
+            ledger,
+            tenure: None,
+            newest: None,
+            entries: Vec::new(),
+            bytes: 0,
+            confirmed: None,
+            sequence: 0,
+        }
+    }
+
+    /// Whether what has come has to be handed on before a frame is taken.
+    fn has_to_go_before(&self, frame: &Frame) -> bool {
+        let bytes = self.bytes + frame.body.len();
+        frame.kind == kind::TENURE
+            || self.entries.len() >= BATCH_MAX
+            || (bytes > BATCH_BYTES_MAX && self.bytes > 0)
+    }
+
     fn take(&mut self, frame: Frame) -> Result<(), Refusal> {
         match frame.kind {
             kind::TENURE => {
@@ -87,7 +115,9 @@ impl Incoming {
                 (self.tenure, self.newest) = (Some(tenure), None);
             }
             kind::ENTRY => {
-                let tenure = self.tenure.ok_or_else(|| bad("an entry came before its tenure"))?;
+                if self.tenure.is_none() {
+                    return Err(bad("an entry came before its tenure"));
+                }
                 let entry = Entry::decode(frame.body)
                     .map_err(|error| Refusal::Corrupt(format!("as it arrived: {error}")))?;
                 if entry.header().ledger != self.ledger {
@@ -98,18 +128,31 @@ impl Incoming {
                     return Err(bad("entries must be sent in ascending order"));
                 }
                 self.newest = Some(entry.id());
-                self.batch.adds.push(Add { entry, sequence: self.sequence, tenure });
-                self.sequence += 1;
+                self.bytes += entry.bytes().len();
+                self.entries.push(entry);
             }
             kind::CONFIRMED => {
                 let confirmed = decode_number(&frame.body)
                     .ok_or_else(|| bad("a last add confirmed is too short"))?;
                 // It may count after the adds that came behind it: they say no less.
-                self.batch.confirmed = self.batch.confirmed.max(Some(EntryId::new(confirmed)));
+                self.confirmed = self.confirmed.max(Some(EntryId::new(confirmed)));
             }
             other => return Err(bad(&format!("no frame of kind {other} goes with adds"))),
         }
         Ok(())
+    }
+
+    /// Gives what is to be handed on, if there is anything.
+    fn batch(&mut self) -> Option<Batch> {
+        let entries = std::mem::take(&mut self.entries);
+        let (count, confirmed) = (entries.len() as u64, self.confirmed.take());
+        self.bytes = 0;
+        let add = Run::new(entries).zip(self.tenure).map(|(run, tenure)| {
+            let sequence = self.sequence;
+            self.sequence += count;
+            Add { run, sequence, tenure }
+        });
+        (add.is_some() || confirmed.is_some()).then_some(Batch { add, confirmed })
     }
 }
 
@@ -123,11 +166,13 @@ async fn acknowledge(
         let mut frames = Frames::default();
         let refused = batch.iter().find_map(|outcome| outcome.result.clone().err());
         let durable: Vec<_> = batch.iter().filter(|outcome| outcome.result.is_ok()).collect();
-        let follows =
-            |a: &&Outcome, b: &&Outcome| a.sequence + 1 == b.sequence && a.tenure == b.tenure;
+        let follows = |a: &&Outcome, b: &&Outcome| {
+            a.sequences.end == b.sequences.start && a.tenure == b.tenure
+        };
         for run in durable.chunk_by(follows) {
             if let (Some(first), Some(last)) = (run.first(), run.last()) {
-                let added = Added { tenure: first.tenure, first: first.entry, last: last.entry };
+                let (first, last, tenure) = (first.entries.0, last.entries.1, first.tenure);
+                let added = Added { tenure, first, last };
                 frames.push(kind::ADDED, &Bytes::copy_from_slice(&added.encode()));
             }
         }

@@ -24,8 +24,8 @@ async fn store(entries: u64) -> Store {
         let header =
             EntryHeader { ledger, entry, last_add_confirmed: None, length: 0, written_at_ms: 0 };
         let entry = Entry::encode(header, &vec![b'x'; PAYLOAD_BYTES_MAX]);
-        let adds = vec![Add { entry, sequence: 0, tenure: Tenure(0) }];
-        let batch = Batch { adds, confirmed: None };
+        let add = Some(Add { run: entry.into(), sequence: 0, tenure: Tenure(0) });
+        let batch = Batch { add, confirmed: None };
         store.add(ledger, &Arc::new(Adder::Recovery), batch, &outcomes).await.unwrap();
         happened.recv().await.unwrap().result.unwrap();
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use inkfast_protocol::gate::{Gate, Record};
 use inkfast_protocol::{EntryId, LedgerId, WriterId};
 
+use super::places::Places;
 use crate::log::Place;
 use crate::record;
 
@@ -14,7 +15,7 @@ pub(super) struct Ledgers(BTreeMap<LedgerId, Ledger>);
 pub(super) struct Ledger {
     pub(super) gate: Gate,
     /// Where the entries are that are on disk.
-    pub(super) entries: BTreeMap<EntryId, Place>,
+    pub(super) entries: Places,
 }
 
 /// Gathers what the log says of each ledger while it is replayed.
@@ -26,7 +27,7 @@ struct Said {
     fenced: bool,
     writer: Option<WriterId>,
     last_add_confirmed: Option<EntryId>,
-    entries: BTreeMap<EntryId, Place>,
+    entries: Places,
 }
 
 impl Replay {
@@ -37,7 +38,9 @@ impl Replay {
         match record {
             Record::Writer { id, .. } => ledger.writer = ledger.writer.or(Some(id)),
             Record::Fence => ledger.fenced = true,
-            Record::Entry(entry) => {
+            Record::Entries(run) => {
+                // A record is of one.
+                let entry = run.first();
                 let confirmed = entry.header().last_add_confirmed;
                 ledger.last_add_confirmed = ledger.last_add_confirmed.max(confirmed);
                 ledger.entries.insert(entry.id(), place);
@@ -69,7 +72,7 @@ impl Ledgers {
     pub(super) fn entry(&mut self, id: LedgerId) -> &mut Ledger {
         self.0.entry(id).or_insert_with(|| Ledger {
             gate: Gate::new(false, None, None),
-            entries: BTreeMap::new(),
+            entries: Places::default(),
         })
     }
 

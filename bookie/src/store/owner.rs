@@ -1,13 +1,15 @@
 //! The task that owns the store.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use inkfast_protocol::gate::{Action, Adder, Answer, Record, Stored, Ticket};
-use inkfast_protocol::{Entry, EntryId, LedgerId, Refusal, Tenure};
+use inkfast_protocol::{Entry, EntryId, LedgerId, Refusal, Run, Tenure};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::ledgers::Ledgers;
+use super::places::Places;
 use super::tips::Tips;
 use super::{Add, Batch, Command, Outcome, State};
 use crate::log::{Append, Appender, Completions, Durable, Failed, Place, Reader};
@@ -41,8 +43,8 @@ enum Standing {
 
 enum Reply {
     Add {
-        entry: EntryId,
-        sequence: u64,
+        entries: (EntryId, EntryId),
+        sequences: Range<u64>,
         tenure: Tenure,
         outcomes: mpsc::Sender<Outcome>,
         room: Arc<OwnedSemaphorePermit>,
@@ -112,11 +114,16 @@ impl Owner {
     async fn on_command(&mut self, command: Command) {
         match command {
             Command::Add { ledger, adder, batch, outcomes, room } => {
-                let Batch { adds, confirmed } = batch;
-                for Add { entry, sequence, tenure } in adds {
-                    let (outcomes, room) = (outcomes.clone(), Arc::clone(&room));
-                    let reply = Reply::Add { entry: entry.id(), sequence, tenure, outcomes, room };
-                    self.add(ledger, &adder, entry, reply).await;
+                let Batch { add, confirmed } = batch;
+                if let Some(Add { run, mut sequence, tenure }) = add {
+                    for run in self.separate(ledger, run) {
+                        let sequences = sequence..sequence + run.entries().len() as u64;
+                        sequence = sequences.end;
+                        let entries = (run.first().id(), run.last().id());
+                        let (outcomes, room) = (outcomes.clone(), Arc::clone(&room));
+                        let reply = Reply::Add { entries, sequences, tenure, outcomes, room };
+                        self.add(ledger, &adder, run, reply).await;
+                    }
                 }
                 if let (Some(confirmed), Some(ledger)) = (confirmed, self.ledgers.get_mut(ledger)) {
                     ledger.gate.on_confirmed(&adder, confirmed);
@@ -146,7 +153,7 @@ impl Owner {
             Command::Locate { ledger, entries, places } => {
                 let known = self.ledgers.get(ledger).map(|ledger| &ledger.entries);
                 let locate = |entry: EntryId| {
-                    known.and_then(|known| known.get(&entry)).copied().ok_or_else(|| self.missing())
+                    known.and_then(|known| known.get(entry)).ok_or_else(|| self.missing())
                 };
                 let _ = places.send(entries.into_iter().map(locate).collect());
             }
@@ -156,7 +163,18 @@ impl Owner {
         }
     }
 
-    async fn add(&mut self, ledger: LedgerId, adder: &Adder, entry: Entry, reply: Reply) {
+    /// Gives a run as it is if nothing of it is on disk, and else its entries one by one.
+    fn separate(&self, ledger: LedgerId, run: Run) -> Vec<Run> {
+        let stored = self.ledgers.get(ledger).map(|ledger| &ledger.entries);
+        let is_stored = |entry: &Entry| stored.and_then(|stored| stored.get(entry.id())).is_some();
+        let is_new = stored.and_then(Places::last) < Some(run.first().id());
+        if is_new || !run.entries().iter().any(is_stored) {
+            return vec![run];
+        }
+        run.entries().iter().map(|entry| entry.clone().into()).collect()
+    }
+
+    async fn add(&mut self, ledger: LedgerId, adder: &Adder, run: Run, reply: Reply) {
         let refusal = match (&self.standing, adder) {
             (Standing::Failed(why), _) => Some(why.clone()),
             (Standing::Damaged, Adder::Writer { .. }) => {
@@ -167,13 +185,13 @@ impl Owner {
         if let Some(why) = refusal {
             return reply.send(Answer::Refused(Refusal::ReadOnly(why)));
         }
-        let place = self.ledgers.get(ledger).and_then(|l| l.entries.get(&entry.id())).copied();
+        let place = self.ledgers.get(ledger).and_then(|l| l.entries.get(run.first().id()));
         let stored = match place {
             None => Stored::Nothing,
-            Some(place) => self.compare(&entry, place).await,
+            Some(place) => self.compare(run.first(), place).await,
         };
         let ticket = self.ticket(reply);
-        self.ledgers.entry(ledger).gate.on_add(ticket, adder, entry, stored);
+        self.ledgers.entry(ledger).gate.on_add(ticket, adder, run, stored);
         self.act(ledger);
     }
 
@@ -188,13 +206,15 @@ impl Owner {
 
     fn on_durable(&mut self, batch: Vec<Durable<Token>>) {
         let mut moved = BTreeSet::new();
-        for Durable { token: (id, record), place } in batch {
+        for Durable { token: (id, record), places } in batch {
             if !self.tips.is_empty() {
                 moved.insert(id);
             }
             let ledger = self.ledgers.entry(id);
-            if let Record::Entry(entry) = &record {
-                ledger.entries.insert(entry.id(), place);
+            if let Record::Entries(run) = &record {
+                for (entry, place) in run.entries().iter().zip(places) {
+                    ledger.entries.insert(entry.id(), place);
+                }
             }
             ledger.gate.on_durable(&record);
             self.act(id);
@@ -222,8 +242,8 @@ impl Owner {
         while let Some(action) = self.ledgers.entry(id).gate.next_action() {
             match action {
                 Action::Write(record) => {
-                    let (kind, payload) = record::encode(id, &record);
-                    self.log.push(Append { kind, payload, token: (id, record) });
+                    let (kind, payloads) = record::encode(id, &record);
+                    self.log.push(Append { kind, payloads, token: (id, record) });
                 }
                 Action::Answer(ticket, answer) => {
                     if let Some(reply) = self.replies.remove(&ticket) {
@@ -253,13 +273,14 @@ impl Owner {
 impl Reply {
     fn send(self, answer: Answer) {
         match self {
-            Self::Add { entry, sequence, tenure, outcomes, room } => {
+            Self::Add { entries, sequences, tenure, outcomes, room } => {
                 let result = match answer {
                     Answer::Added | Answer::Fenced { .. } => Ok(()),
                     Answer::Refused(refusal) => Err(refusal),
                 };
                 // It has room for all that can be under way; or the stream is gone.
-                let _ = outcomes.try_send(Outcome { entry, sequence, tenure, result, _room: room });
+                let outcome = Outcome { entries, sequences, tenure, result, _room: room };
+                let _ = outcomes.try_send(outcome);
             }
             Self::Fence(fenced) => {
                 let _ = fenced.send(match answer {

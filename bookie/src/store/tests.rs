@@ -1,6 +1,6 @@
 //! The store on a disk that loses what was not synced.
 
-use inkfast_protocol::{EntryHeader, WriterId};
+use inkfast_protocol::{Entry, EntryHeader, WriterId};
 use tokio::sync::mpsc::Receiver;
 
 use super::*;
@@ -39,10 +39,16 @@ impl World {
     }
 
     async fn start_add(&self, by: &Arc<Adder>, entry: &Entry) -> Receiver<Outcome> {
+        self.start_adds(by, vec![entry.clone()]).await
+    }
+
+    async fn start_adds(&self, by: &Arc<Adder>, entries: Vec<Entry>) -> Receiver<Outcome> {
         let (outcomes, happened) = mpsc::channel(OUTCOMES_MAX);
-        let add = Add { entry: entry.clone(), sequence: 0, tenure: Tenure(0) };
-        let batch = Batch { adds: vec![add], confirmed: None };
-        self.store.add(entry.header().ledger, by, batch, &outcomes).await.unwrap();
+        let run = Run::new(entries).unwrap();
+        let ledger = run.first().header().ledger;
+        let add = Some(Add { run, sequence: 0, tenure: Tenure(0) });
+        let batch = Batch { add, confirmed: None };
+        self.store.add(ledger, by, batch, &outcomes).await.unwrap();
         happened
     }
 
@@ -140,6 +146,34 @@ async fn an_entry_that_is_there_is_not_written_again_and_not_overwritten() {
     assert_eq!(world.add(&recovery(), &entry(7, 0, "other")).await, Err(Refusal::Conflict));
     assert_eq!(world.disk.data_syncs(), syncs);
     assert_eq!(world.read(7, 0).await, Ok(entry(7, 0, "a")));
+}
+
+#[tokio::test]
+async fn a_run_has_one_outcome_or_one_for_each_entry_if_some_are_there() {
+    let world = World::new().await;
+    let run = |ids: Range<u64>| ids.map(|id| entry(7, id, "payload")).collect::<Vec<_>>();
+    let all_of = |happened: Receiver<Outcome>| async move {
+        let mut happened = happened;
+        let mut outcomes = Vec::new();
+        while let Some(outcome) = happened.recv().await {
+            outcomes.push((outcome.entries, outcome.sequences, outcome.result));
+        }
+        outcomes
+    };
+    let id = EntryId::new;
+    let outcomes = all_of(world.start_adds(&writer(1), run(3..6)).await).await;
+    assert_eq!(outcomes, [((id(3), id(5)), 0..3, Ok(()))]);
+    let outcomes = all_of(world.start_adds(&recovery(), run(4..8)).await).await;
+    let each =
+        (4..8).zip(0..).map(|(entry, before)| ((id(entry), id(entry)), before..before + 1, Ok(())));
+    assert_eq!(outcomes, each.collect::<Vec<_>>());
+    let world = world.crash().await;
+    for id in 3..8 {
+        assert_eq!(world.read(7, id).await, Ok(entry(7, id, "payload")));
+    }
+    // Below what is there, and around it.
+    let outcomes = all_of(world.start_adds(&recovery(), run(0..3)).await).await;
+    assert_eq!(outcomes, [((id(0), id(2)), 0..3, Ok(()))]);
 }
 
 #[tokio::test]

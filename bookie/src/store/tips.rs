@@ -57,7 +57,7 @@ impl Tips {
 fn tip(ledger: Option<&Ledger>) -> Tip {
     ledger.map_or_else(Tip::default, |ledger| Tip {
         confirmed: ledger.gate.last_add_confirmed(),
-        durable: ledger.entries.last_key_value().map(|(entry, _)| *entry),
+        durable: ledger.entries.last(),
     })
 }
 

@@ -18,6 +18,7 @@
 //! Numbers are little-endian.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -50,6 +51,44 @@ pub struct EntryHeader {
     pub length: u64,
     /// The writer's wall clock in milliseconds since 1970.
     pub written_at_ms: u64,
+}
+
+/// Entries in ascending order of their ids, at least one. Cloning is cheap.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Run(Arc<[Entry]>);
+
+impl Run {
+    /// Makes a run of entries in ascending order; none if there is no entry, or not in order.
+    pub fn new(entries: Vec<Entry>) -> Option<Self> {
+        let is_sorted = entries.is_sorted_by(|one, next| one.id() < next.id());
+        (is_sorted && !entries.is_empty()).then(|| Self(entries.into()))
+    }
+
+    /// Returns the entries.
+    pub fn entries(&self) -> &[Entry] {
+        &self.0
+    }
+
+    /// Returns the lowest.
+    pub fn first(&self) -> &Entry {
+        &self.0[0]
+    }
+
+    /// Returns the highest.
+    pub fn last(&self) -> &Entry {
+        &self.0[self.0.len() - 1]
+    }
+
+    /// Returns the entry of an id, if it is one of them.
+    pub fn get(&self, id: EntryId) -> Option<&Entry> {
+        self.0.binary_search_by_key(&id, Entry::id).ok().map(|index| &self.0[index])
+    }
+}
+
+impl From<Entry> for Run {
+    fn from(entry: Entry) -> Self {
+        Self([entry].into())
+    }
 }
 
 /// An entry whose checksum holds: its header, its payload, and the bytes that they came in.

@@ -1,11 +1,11 @@
 //! The bookie's gate: decides, for one ledger on one bookie, which adds are let in.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::mem;
 
 use bytes::Bytes;
 
-use crate::{Entry, EntryId, Refusal, WriterId};
+use crate::{EntryId, Refusal, Run, WriterId};
 
 /// Names a question put to the gate, so that its answer finds the way back.
 pub type Ticket = u64;
@@ -21,7 +21,10 @@ pub struct Gate {
     fence: FenceMark,
     writer: Option<WriterId>,
     last_add_confirmed: Option<EntryId>,
-    in_flight: BTreeMap<EntryId, InFlight>,
+    /// In the order of the log.
+    in_flight: VecDeque<InFlight>,
+    /// No entry in flight is higher.
+    in_flight_max: Option<EntryId>,
     actions: VecDeque<Action>,
 }
 
@@ -32,11 +35,13 @@ enum FenceMark {
     Durable,
 }
 
-/// An add that was let in and is not on disk yet.
+/// Entries that were let in and are not on disk yet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct InFlight {
-    entry: Entry,
-    waiting: Vec<Ticket>,
+    run: Run,
+    ticket: Ticket,
+    /// Who else adds some of them, and nothing that comes to the disk later.
+    others: Vec<Ticket>,
 }
 
 /// Who adds.
@@ -76,8 +81,8 @@ pub enum Record {
         /// The encoded fragment brief.
         fragment: Bytes,
     },
-    /// An entry.
-    Entry(Entry),
+    /// Entries.
+    Entries(Run),
     /// The fence.
     Fence,
 }
@@ -94,7 +99,7 @@ pub enum Action {
 /// An answer of the gate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Answer {
-    /// The entry is on disk.
+    /// The entries are on disk.
     Added,
     /// The fence is on disk, and so is every add that was let in before it.
     Fenced {
@@ -116,15 +121,17 @@ impl Gate {
             fence: if fenced { FenceMark::Durable } else { FenceMark::Open },
             writer,
             last_add_confirmed,
-            in_flight: BTreeMap::new(),
+            in_flight: VecDeque::new(),
+            in_flight_max: None,
             actions: VecDeque::new(),
         }
     }
 
-    /// Takes an add. `stored` is what is on disk at its id now.
+    /// Takes an add of one or more entries. `stored` is what is on disk at their ids now: where
+    /// there is anything, the add is of one entry.
     ///
-    /// It is answered once the entry is on disk, or refused at once.
-    pub fn on_add(&mut self, ticket: Ticket, adder: &Adder, entry: Entry, stored: Stored) {
+    /// It is answered once all of them are on disk, or refused at once as a whole.
+    pub fn on_add(&mut self, ticket: Ticket, adder: &Adder, run: Run, stored: Stored) {
         if let Adder::Writer { id, .. } = adder {
             if self.fence != FenceMark::Open {
                 return self.refuse(ticket, Refusal::Fenced);
@@ -133,14 +140,16 @@ impl Gate {
                 return self.refuse(ticket, Refusal::OtherWriter);
             }
         }
-        if let Some(in_flight) = self.in_flight.get_mut(&entry.id()) {
-            if in_flight.entry != entry {
-                return self.refuse(ticket, Refusal::Conflict);
+        let run = if Some(run.first().id()) <= self.in_flight_max {
+            match self.without_in_flight(ticket, run) {
+                Some(run) => run,
+                None => return,
             }
-            return in_flight.waiting.push(ticket);
-        }
+        } else {
+            run
+        };
         match stored {
-            Stored::Nothing => self.let_in(ticket, adder, entry),
+            Stored::Nothing => self.let_in(ticket, adder, run),
             Stored::Same => self.actions.push_back(Action::Answer(ticket, Answer::Added)),
             Stored::Other => self.refuse(ticket, Refusal::Conflict),
             Stored::Unsound(refusal) => self.refuse(ticket, refusal),
@@ -177,10 +186,15 @@ impl Gate {
     pub fn on_durable(&mut self, record: &Record) {
         match record {
             Record::Writer { .. } => {}
-            Record::Entry(entry) => {
-                for ticket in self.in_flight.remove(&entry.id()).into_iter().flat_map(|f| f.waiting)
-                {
-                    self.actions.push_back(Action::Answer(ticket, Answer::Added));
+            Record::Entries(run) => {
+                if let Some(in_flight) = self.in_flight.pop_front() {
+                    debug_assert_eq!(in_flight.run.first().id(), run.first().id(), "in order");
+                    let tickets = [in_flight.ticket].into_iter().chain(in_flight.others);
+                    let answers = tickets.map(|ticket| Action::Answer(ticket, Answer::Added));
+                    self.actions.extend(answers);
+                }
+                if self.in_flight.is_empty() {
+                    self.in_flight_max = None;
                 }
             }
             Record::Fence => {
@@ -196,8 +210,10 @@ impl Gate {
     /// Notes that the log has failed for good: nothing that is not on disk will ever be. Whoever
     /// waits is refused.
     pub fn on_log_failed(&mut self, why: &str) {
-        let adds = mem::take(&mut self.in_flight).into_values().flat_map(|f| f.waiting);
-        let mut waiting: Vec<_> = adds.collect();
+        let adds = mem::take(&mut self.in_flight).into_iter();
+        let mut waiting: Vec<_> =
+            adds.flat_map(|add| [add.ticket].into_iter().chain(add.others)).collect();
+        self.in_flight_max = None;
         if let FenceMark::Writing { waiting: fences } = &mut self.fence {
             waiting.append(fences);
             // The next fence must ask the log again, and be refused, not wait for this one.
@@ -224,19 +240,43 @@ impl Gate {
         self.fence == FenceMark::Durable
     }
 
-    fn let_in(&mut self, ticket: Ticket, adder: &Adder, entry: Entry) {
+    /// Takes from an add what is in flight already. None is left if it is settled: refused, or
+    /// waiting for the last of what it adds.
+    fn without_in_flight(&mut self, ticket: Ticket, run: Run) -> Option<Run> {
+        let mut new = Vec::new();
+        let mut last = None;
+        for entry in run.entries() {
+            let in_flight = self.in_flight.iter().enumerate().rev();
+            let found = in_flight.flat_map(|(index, it)| Some((index, it.run.get(entry.id())?)));
+            match found.last() {
+                Some((_, other)) if other != entry => {
+                    self.refuse(ticket, Refusal::Conflict);
+                    return None;
+                }
+                Some((index, _)) => last = last.max(Some(index)),
+                None => new.push(entry.clone()),
+            }
+        }
+        let new = Run::new(new);
+        if let (None, Some(last)) = (&new, last) {
+            self.in_flight[last].others.push(ticket);
+        }
+        new
+    }
+
+    fn let_in(&mut self, ticket: Ticket, adder: &Adder, run: Run) {
         if let (Adder::Writer { id, fragment }, None) = (adder, self.writer) {
             // In the log before its first entry: no entry of a writer without its name.
             self.writer = Some(*id);
             let record = Record::Writer { id: *id, fragment: fragment.clone() };
             self.actions.push_back(Action::Write(record));
         }
-        // It is about entries that an ack quorum has on disk, whatever becomes of this one.
-        let confirmed = entry.header().last_add_confirmed;
-        self.last_add_confirmed = self.last_add_confirmed.max(confirmed);
-        let in_flight = InFlight { entry: entry.clone(), waiting: vec![ticket] };
-        self.in_flight.insert(entry.id(), in_flight);
-        self.actions.push_back(Action::Write(Record::Entry(entry)));
+        // It is about entries that an ack quorum has on disk, whatever becomes of these.
+        let confirmed = run.entries().iter().map(|entry| entry.header().last_add_confirmed).max();
+        self.last_add_confirmed = self.last_add_confirmed.max(confirmed.flatten());
+        self.in_flight_max = self.in_flight_max.max(Some(run.last().id()));
+        self.in_flight.push_back(InFlight { run: run.clone(), ticket, others: Vec::new() });
+        self.actions.push_back(Action::Write(Record::Entries(run)));
     }
 
     fn answer_fenced(&mut self, ticket: Ticket) {

@@ -79,7 +79,7 @@
 //! confirmed on Qa bookies before the change stays on those.
 
 pub use entry::{
-    ENTRY_BYTES_MAX, ENTRY_HEADER_BYTES, Entry, EntryError, EntryHeader, PAYLOAD_BYTES_MAX,
+    ENTRY_BYTES_MAX, ENTRY_HEADER_BYTES, Entry, EntryError, EntryHeader, PAYLOAD_BYTES_MAX, Run,
 };
 pub use ids::{BookieId, EntryId, LedgerId, MetadataVersion, Tenure, WriterId};
 pub use messages::Refusal;

@@ -52,8 +52,8 @@ fn only_what_is_behind_the_mark_is_read() {
 }
 
 fn dropping(number: u32) -> Append<Vec<u8>> {
-    let payload = Bytes::copy_from_slice(&number.to_le_bytes());
-    Append { kind: KIND_DROPPED, payload, token: Vec::new() }
+    let payloads = vec![Bytes::copy_from_slice(&number.to_le_bytes())];
+    Append { kind: KIND_DROPPED, payloads, token: Vec::new() }
 }
 
 #[test]

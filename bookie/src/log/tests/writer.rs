@@ -65,7 +65,7 @@ async fn a_failed_sync_is_final() {
         }
         disk.crash(Unsynced::Lost);
         let (mut tail, shown, replayed) = reopen(&disk);
-        assert_eq!(shown, [(durable.place, b"durable".to_vec())]);
+        assert_eq!(shown, [(durable.places[0], b"durable".to_vec())]);
         assert_eq!(replayed.damages, []);
         commit(&mut tail, &payloads(&["goes on"])).unwrap();
     }

@@ -6,7 +6,7 @@ use std::error::Error;
 
 use goldenscript::{Command, Context};
 use inkfast_protocol::gate::{Action, Adder, Answer, Gate, Record, Stored};
-use inkfast_protocol::{Entry, EntryId, Refusal, WriterId};
+use inkfast_protocol::{Entry, EntryId, Refusal, Run, WriterId};
 
 use crate::ledgers::{entry, writer};
 use crate::words::entry_or_none;
@@ -28,9 +28,11 @@ struct Disk {
 
 #[derive(Command)]
 pub(crate) enum Input {
-    /// An entry comes from writer `A`, writer `B`, or `recovery`.
+    /// An entry comes from writer `A`, writer `B`, or `recovery`; or all of them up to another.
     Add {
         entry: u64,
+        #[arg(key)]
+        to: Option<u64>,
         #[arg(key)]
         by: String,
         #[arg(key)]
@@ -64,12 +66,19 @@ impl goldenscript::Runner for Bookie {
 
     fn run(&mut self, input: &Input, _: &Context) -> Result<String, Box<dyn Error>> {
         match input {
-            Input::Add { entry: id, by, data, lac } => {
+            Input::Add { entry: id, to, by, data, lac } => {
                 let payload = data.clone().unwrap_or_default();
-                let entry = entry(*id, *lac, payload.len() as u64, payload.as_bytes());
-                let stored = self.disk.stored(&entry);
-                let ticket = self.ticket(format!("{by} adds {id}"));
-                self.gate.on_add(ticket, &adder(by)?, entry, stored);
+                let entry = |id| entry(id, *lac, payload.len() as u64, payload.as_bytes());
+                let run = Run::new((*id..=to.unwrap_or(*id)).map(entry).collect());
+                let run = run.ok_or("an empty run")?;
+                let stored = run.entries().iter().map(|entry| self.disk.stored(entry));
+                let stored = stored.reduce(|one, other| {
+                    assert_eq!(one, other, "such a run is to be added one by one");
+                    one
+                });
+                let to = to.map(|to| format!(" to {to}")).unwrap_or_default();
+                let ticket = self.ticket(format!("{by} adds {id}{to}"));
+                self.gate.on_add(ticket, &adder(by)?, run, stored.ok_or("an empty run")?);
             }
             Input::Confirmed { entry, by } => {
                 self.gate.on_confirmed(&adder(by)?, EntryId::new(*entry));
@@ -157,9 +166,11 @@ impl Disk {
             Record::Writer { id, .. } => {
                 assert!(self.writer.replace(*id).is_none(), "there was a first writer");
             }
-            Record::Entry(entry) => {
-                let other = self.entries.insert(entry.id(), entry.clone());
-                assert!(other.is_none(), "the log had an entry at this id");
+            Record::Entries(run) => {
+                for entry in run.entries() {
+                    let other = self.entries.insert(entry.id(), entry.clone());
+                    assert!(other.is_none(), "the log had an entry at this id");
+                }
             }
             Record::Fence => self.fenced = true,
         }
@@ -206,7 +217,10 @@ fn words(record: &Record) -> String {
         Record::Writer { id, fragment } => {
             format!("writer {}, {}", name(*id), String::from_utf8_lossy(fragment))
         }
-        Record::Entry(entry) => format!("entry {}", entry.id()),
+        Record::Entries(run) => {
+            let ids: Vec<_> = run.entries().iter().map(|entry| entry.id().to_string()).collect();
+            format!("entry {}", ids.join(" "))
+        }
         Record::Fence => "fence".to_owned(),
     }
 }

@@ -50,7 +50,7 @@ impl Bookie {
             Some(stored) if stored == entry => Stored::Same,
             Some(_) => Stored::Other,
         };
-        self.gate.on_add(ticket, &adder, entry.clone(), stored);
+        self.gate.on_add(ticket, &adder, entry.clone().into(), stored);
         self.answers()
     }
 
@@ -98,9 +98,11 @@ impl Bookie {
     pub(crate) fn sync(&mut self) -> Answers {
         let Some(record) = self.log.pop_front() else { return Vec::new() };
         match &record {
-            Record::Entry(entry) => {
-                let other = self.disk.entries.insert(entry.id(), entry.clone());
-                assert_eq!(other, None, "an entry was written over another");
+            Record::Entries(run) => {
+                for entry in run.entries() {
+                    let other = self.disk.entries.insert(entry.id(), entry.clone());
+                    assert_eq!(other, None, "an entry was written over another");
+                }
             }
             Record::Writer { id, .. } => {
                 let other = self.disk.writer.replace(*id);
