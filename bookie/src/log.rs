@@ -43,10 +43,10 @@ mod writer;
 
 pub use reader::{ReadError, Reader};
 pub use record::PAYLOAD_BYTES_MAX;
-pub use replay::{Cut, Damage, Known, Replayed, Settings, Visit, create, open};
+pub use replay::{Cut, Damage, Known, Replayed, Settings, Shown, Visit, create, open};
 pub use segment::SEGMENT_BYTES_MAX;
 pub use writer::{
-    APPEND_BYTES_MAX, Append, Appender, BATCH_BYTES_MAX, Completions, Durable, Failed,
+    APPEND_BYTES_MAX, Append, Appender, BATCH_BYTES_MAX, Batch, Completions, Durable, Failed,
     QUEUE_BYTES_MAX, Tail,
 };
 

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::disk::Disk;
 use crate::executor::Executor;
-use crate::log::{self, LogError, Place, Reader, Replayed, SEGMENT_BYTES_MAX, Settings};
+use crate::log::{self, LogError, Place, Reader, Replayed, SEGMENT_BYTES_MAX, Settings, Shown};
 
 use ledgers::Replay;
 use owner::Owner;
@@ -123,7 +123,10 @@ impl Store {
         let read_log = move || {
             let mut replay = Replay::default();
             let settings = Settings { log, segment_bytes_max: SEGMENT_BYTES_MAX };
-            let mut visit = |place, kind, payload: &[u8]| replay.visit(place, kind, payload);
+            let mut visit = |shown: Shown<'_>| match shown {
+                Shown::Record(place, kind, payload) => replay.visit(place, kind, payload),
+                Shown::End(_) => Ok(()),
+            };
             let (tail, replayed) = log::open(disk, settings, None, &mut visit)?;
             Ok::<_, LogError>((replay.finish(), tail, replayed))
         };

@@ -35,8 +35,17 @@ pub struct Known {
     pub segments: BTreeSet<SegmentNumber>,
 }
 
-/// Is shown each record's place, kind and payload. An error, in words, ends the replay.
-pub type Visit<'a> = dyn FnMut(Place, u8, &[u8]) -> Result<(), String> + 'a;
+/// What a replay shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown<'a> {
+    /// A record: its place, its kind and its payload.
+    Record(Place, u8, &'a [u8]),
+    /// The end of a segment that is not the last: all that was shown until now is durable.
+    End(Mark),
+}
+
+/// Is shown what is in the log. An error, in words, ends the replay.
+pub type Visit<'a> = dyn FnMut(Shown<'_>) -> Result<(), String> + 'a;
 
 /// What was found wrong when a log was opened.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -152,6 +161,10 @@ pub fn open(
         if number == last {
             end.settle(&*disk, &segment)?;
             tail.grow(segment);
+        } else {
+            let mark = Mark { segment: number, offset: end.offset, sequence: replay.sequence };
+            let ended = (replay.visit)(Shown::End(mark));
+            ended.map_err(|why| LogError::refused(number, why))?;
         }
     }
     replay.note_missing(&present);
@@ -280,7 +293,7 @@ impl Replay<'_, '_> {
                 self.segments.remove(&dropped);
                 Ok(())
             }
-            _ => (self.visit)(place, kind, record.payload),
+            _ => (self.visit)(Shown::Record(place, kind, record.payload)),
         };
         shown.map_err(|why| {
             LogError::refused(segment, format!("the record at offset {offset}: {why}"))

@@ -23,7 +23,7 @@ const SMALL: u32 = 2 * BLOCK;
 const SEVERAL: u32 = 6 * BLOCK;
 
 /// What a replay showed.
-type Shown = Vec<(Place, Vec<u8>)>;
+type Records = Vec<(Place, Vec<u8>)>;
 
 fn settings(segment_bytes_max: u32) -> Settings {
     Settings { log: LOG, segment_bytes_max }
@@ -32,22 +32,20 @@ fn settings(segment_bytes_max: u32) -> Settings {
 fn try_open(
     disk: &MemoryDisk,
     segment_bytes_max: u32,
-) -> Result<(Tail, Shown, Replayed), LogError> {
+) -> Result<(Tail, Records, Replayed), LogError> {
     let mut shown = Vec::new();
-    let (tail, replayed) = open(
-        Arc::new(disk.clone()),
-        settings(segment_bytes_max),
-        None,
-        &mut |place, kind, payload| {
-            assert_eq!(usize::from(kind), payload.len() % 256);
-            shown.push((place, payload.to_vec()));
+    let (tail, replayed) =
+        open(Arc::new(disk.clone()), settings(segment_bytes_max), None, &mut |what| {
+            if let Shown::Record(place, kind, payload) = what {
+                assert_eq!(usize::from(kind), payload.len() % 256);
+                shown.push((place, payload.to_vec()));
+            }
             Ok(())
-        },
-    )?;
+        })?;
     Ok((tail, shown, replayed))
 }
 
-fn reopen(disk: &MemoryDisk) -> (Tail, Shown, Replayed) {
+fn reopen(disk: &MemoryDisk) -> (Tail, Records, Replayed) {
     try_open(disk, SEGMENT_BYTES_MAX).unwrap()
 }
 
@@ -65,10 +63,10 @@ fn append<T>(payload: &[u8], token: T) -> Append<T> {
     Append { kind, payloads: vec![Bytes::copy_from_slice(payload)], token }
 }
 
-fn commit(tail: &mut Tail, payloads: &[Vec<u8>]) -> Result<Shown, LogError> {
+fn commit(tail: &mut Tail, payloads: &[Vec<u8>]) -> Result<Records, LogError> {
     let appends = payloads.iter().map(|payload| append(payload, payload.clone())).collect();
     let durable = tail.commit(appends)?;
-    Ok(durable.into_iter().map(|durable| (durable.places[0], durable.token)).collect())
+    Ok(durable.appends.into_iter().map(|durable| (durable.places[0], durable.token)).collect())
 }
 
 fn payloads(texts: &[&str]) -> Vec<Vec<u8>> {
@@ -76,7 +74,7 @@ fn payloads(texts: &[&str]) -> Vec<Vec<u8>> {
 }
 
 /// Three batches: of one, of three and of two records.
-fn six_records() -> (MemoryDisk, Shown) {
+fn six_records() -> (MemoryDisk, Records) {
     let (disk, mut tail) = new_log();
     let mut all = commit(&mut tail, &payloads(&["first"])).unwrap();
     all.extend(commit(&mut tail, &payloads(&["second", "", "fourth, longer"])).unwrap());
@@ -117,12 +115,13 @@ async fn records_are_replayed_and_read_on_a_real_disk() {
     let mut expected = Vec::new();
     for round in 0..3 {
         let mut shown = Vec::new();
-        let (tail, replayed) =
-            open(disk.clone(), settings(30_000), None, &mut |place, _, payload| {
+        let (tail, replayed) = open(disk.clone(), settings(30_000), None, &mut |what| {
+            if let Shown::Record(place, _, payload) = what {
                 shown.push((place, payload.to_vec()));
-                Ok(())
-            })
-            .unwrap();
+            }
+            Ok(())
+        })
+        .unwrap();
         assert_eq!((shown, replayed), (expected.clone(), Replayed::default()));
 
         let (appender, mut completions) = tail.start(Executor::Threads);
@@ -132,7 +131,9 @@ async fn records_are_replayed_and_read_on_a_real_disk() {
         }
         drop(appender);
         while let Some(batch) = completions.next().await.unwrap() {
-            expected.extend(batch.into_iter().map(|durable| (durable.places[0], durable.token)));
+            expected.extend(
+                batch.appends.into_iter().map(|durable| (durable.places[0], durable.token)),
+            );
         }
     }
     assert_eq!(expected.len(), 300);
@@ -232,7 +233,7 @@ fn a_damaged_log_goes_on_behind_its_end() {
 }
 
 /// A log of three segments with a record each.
-fn three_segments() -> (MemoryDisk, Shown) {
+fn three_segments() -> (MemoryDisk, Records) {
     let disk = MemoryDisk::new();
     create(&disk, LOG).unwrap();
     let (mut tail, ..) = try_open(&disk, SMALL).unwrap();
@@ -319,9 +320,9 @@ fn refusals_have_words() {
     assert!(error.contains("holds records"), "{error}");
     let mut other = settings(SEGMENT_BYTES_MAX);
     other.log = Uuid::nil();
-    let error = open(Arc::new(disk.clone()), other, None, &mut |_, _, _| Ok(())).err().unwrap();
+    let error = open(Arc::new(disk.clone()), other, None, &mut |_| Ok(())).err().unwrap();
     assert!(error.to_string().contains("belongs to the log 0000"), "{error}");
-    let mut refuse = |_: Place, _: u8, _: &[u8]| Err("a kind of tomorrow".to_owned());
+    let mut refuse = |_: Shown<'_>| Err("a kind of tomorrow".to_owned());
     let error = open(Arc::new(disk), settings(SEGMENT_BYTES_MAX), None, &mut refuse).err().unwrap();
     assert!(error.to_string().ends_with("record at offset 4096: a kind of tomorrow"), "{error}");
     let error = try_open(&MemoryDisk::new(), SEGMENT_BYTES_MAX).err().unwrap();
@@ -388,7 +389,7 @@ fn random_decay_is_noticed_and_never_misread() {
 
 /// Appends batches of random records, opening the log anew now and then, until the power goes or
 /// enough is done. Gives what was answered.
-fn run_until_power_loss(disk: &MemoryDisk, random: &mut fastrand::Rng) -> Shown {
+fn run_until_power_loss(disk: &MemoryDisk, random: &mut fastrand::Rng) -> Records {
     let mut answered = Vec::new();
     let mut run = || -> Result<(), LogError> {
         let (mut tail, ..) = try_open(disk, SEVERAL)?;

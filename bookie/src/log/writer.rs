@@ -8,11 +8,11 @@ use tokio::sync::{Notify, mpsc};
 use uuid::Uuid;
 
 use super::buffer::Buffer;
-use super::record::{self, Batch, FLAG_LAST, Header, PAYLOAD_BYTES_MAX};
+use super::record::{self, FLAG_LAST, Header, PAYLOAD_BYTES_MAX};
 use super::replay::Settings;
 use super::segment::{SEGMENT_BYTES_MAX, Segment};
 use super::spares::Spares;
-use super::{KIND_DROPPED, LogError, Place, SegmentNumber};
+use super::{KIND_DROPPED, LogError, Mark, Place, SegmentNumber};
 use crate::disk::{BLOCK_BYTES, Disk};
 use crate::executor::Executor;
 
@@ -41,6 +41,15 @@ pub struct Append<T> {
     pub payloads: Vec<Bytes>,
     /// Comes back with the records' places.
     pub token: T,
+}
+
+/// What was written together and survives a power loss.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Batch<T> {
+    /// The appends, in the order of the pushes.
+    pub appends: Vec<Durable<T>>,
+    /// The moment after it.
+    pub mark: Mark,
 }
 
 /// Records that survive a power loss.
@@ -105,17 +114,17 @@ impl<T> Drop for Appender<T> {
 
 /// Gives out what has become durable.
 pub struct Completions<T> {
-    batches: mpsc::Receiver<Vec<Durable<T>>>,
+    batches: mpsc::Receiver<Batch<T>>,
     queue: Arc<Queue<T>>,
 }
 
 impl<T> Completions<T> {
-    /// Waits for the next batch to be durable; what is in it is in the order of the pushes.
+    /// Waits for the next batch to be durable.
     ///
     /// `None` after the last batch, when the appender was dropped; the log may then be opened
     /// anew. After a failure every call says so, and the tokens not given out are dropped. Safe to
     /// cancel.
-    pub async fn next(&mut self) -> Result<Option<Vec<Durable<T>>>, Failed> {
+    pub async fn next(&mut self) -> Result<Option<Batch<T>>, Failed> {
         if let Some(batch) = self.batches.recv().await {
             return Ok(Some(batch));
         }
@@ -183,13 +192,10 @@ impl Tail {
     }
 
     /// Writes records as one batch, durably. After an error it must not be called again.
-    pub(super) fn commit<T>(
-        &mut self,
-        appends: Vec<Append<T>>,
-    ) -> Result<Vec<Durable<T>>, LogError> {
+    pub(super) fn commit<T>(&mut self, appends: Vec<Append<T>>) -> Result<Batch<T>, LogError> {
         let bytes: usize = appends.iter().map(Append::stored_bytes).sum();
         let segment = self.segment_with_room(bytes.next_multiple_of(BLOCK_BYTES))?;
-        let batch = Batch { sequence: self.sequence + 1, start: self.end };
+        let batch = record::Batch { sequence: self.sequence + 1, start: self.end };
         self.buffer.clear();
         let (mut durable, mut dropped) = (Vec::with_capacity(appends.len()), Vec::new());
         let mut records: usize = appends.iter().map(|append| append.payloads.len()).sum();
@@ -216,13 +222,12 @@ impl Tail {
             .file
             .write_blocks(u64::from(batch.start), self.buffer.bytes())
             .map_err(LogError::io("write to", segment.number))?;
-        self.end = end;
-        self.sequence = batch.sequence;
-        self.segment = Some(segment);
+        let mark = Mark { segment: segment.number, offset: end, sequence: batch.sequence };
+        (self.end, self.sequence, self.segment) = (end, batch.sequence, Some(segment));
         for number in dropped {
             self.segments.remove(&number);
         }
-        Ok(durable)
+        Ok(Batch { appends: durable, mark })
     }
 
     /// Lets the disk set aside room in large steps: each by itself would make a sync dearer.
@@ -254,7 +259,7 @@ impl Tail {
 /// Writes whatever is queued, a batch at a time, until the appender is dropped or a batch fails.
 async fn write<T: Send + 'static>(
     // First, so that it is dropped last: its end tells that the log may be opened anew.
-    completions: mpsc::Sender<Vec<Durable<T>>>,
+    completions: mpsc::Sender<Batch<T>>,
     queue: Arc<Queue<T>>,
     mut tail: Tail,
     executor: Executor,
@@ -270,7 +275,7 @@ async fn write<T: Send + 'static>(
         tail = returned;
         match result {
             // Without a receiver the records are written all the same.
-            Ok(durable) => drop(completions.send(durable).await),
+            Ok(batch) => drop(completions.send(batch).await),
             Err(error) => return queue.fail(error),
         }
     }

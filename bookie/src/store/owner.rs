@@ -12,7 +12,7 @@ use super::ledgers::Ledgers;
 use super::places::Places;
 use super::tips::Tips;
 use super::{Add, Batch, Command, Outcome, State};
-use crate::log::{Append, Appender, Completions, Durable, Failed, Place, Reader};
+use crate::log::{self, Append, Appender, Completions, Durable, Failed, Place, Reader};
 use crate::record;
 
 /// What comes back with a record when it is on disk.
@@ -88,7 +88,7 @@ impl Owner {
             };
             tokio::select! {
                 durable = completions.next(), if writing => match durable {
-                    Ok(batch) => self.on_durable(batch.unwrap_or_default()),
+                    Ok(batch) => self.on_durable(batch),
                     Err(failed) => self.on_log_failed(&failed),
                 },
                 command = next_command => match command {
@@ -104,7 +104,7 @@ impl Owner {
     async fn finish(mut self, mut completions: Completions<Token>) {
         while !self.replies.is_empty() {
             match completions.next().await {
-                Ok(Some(batch)) => self.on_durable(batch),
+                Ok(Some(batch)) => self.on_durable(Some(batch)),
                 Ok(None) => break,
                 Err(failed) => self.on_log_failed(&failed),
             }
@@ -204,9 +204,11 @@ impl Owner {
         }
     }
 
-    fn on_durable(&mut self, batch: Vec<Durable<Token>>) {
+    fn on_durable(&mut self, batch: Option<log::Batch<Token>>) {
         let mut moved = BTreeSet::new();
-        for Durable { token: (id, record), places } in batch {
+        for Durable { token: (id, record), places } in
+            batch.into_iter().flat_map(|batch| batch.appends)
+        {
             if !self.tips.is_empty() {
                 moved.insert(id);
             }

@@ -11,8 +11,10 @@ fn known(tail: &Tail) -> Known {
 
 fn open_known(disk: &MemoryDisk, known: &Known) -> (Tail, Vec<Vec<u8>>, Replayed) {
     let mut shown = Vec::new();
-    let mut visit = |_: Place, _: u8, payload: &[u8]| {
-        shown.push(payload.to_vec());
+    let mut visit = |what: Shown<'_>| {
+        if let Shown::Record(_, _, payload) = what {
+            shown.push(payload.to_vec());
+        }
         Ok(())
     };
     let (tail, replayed) =
@@ -71,7 +73,7 @@ fn a_dropped_segment_becomes_another_and_nothing_of_it_comes_back() {
         // The process ends before the file goes: the next start does it.
         disk.crash(Unsynced::Lost);
         let (mut tail, replayed) =
-            open(Arc::new(disk.clone()), settings(SMALL), known, &mut |_, _, _| Ok(())).unwrap();
+            open(Arc::new(disk.clone()), settings(SMALL), known, &mut |_| Ok(())).unwrap();
         assert_eq!(replayed, Replayed::default());
         assert_eq!(tail.segments, [1, 3, 4, 5].map(SegmentNumber).into());
         let spare = format!("spare-{}", name(2));

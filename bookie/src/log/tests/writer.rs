@@ -11,9 +11,9 @@ async fn what_is_queued_during_a_sync_shares_the_next() {
     // Lets the writer take it and begin; then nothing is awaited until all are queued.
     tokio::task::yield_now().await;
     (1..=1000).for_each(|token| appender.push(append(b"later", token)));
-    let first = completions.next().await.unwrap().unwrap();
+    let first = completions.next().await.unwrap().unwrap().appends;
     assert_eq!(first.iter().map(|durable| durable.token).collect::<Vec<_>>(), [0]);
-    let second = completions.next().await.unwrap().unwrap();
+    let second = completions.next().await.unwrap().unwrap().appends;
     let tokens: Vec<_> = second.iter().map(|durable| durable.token).collect();
     assert_eq!(tokens, (1..=1000).collect::<Vec<_>>());
     assert_eq!(disk.data_syncs() - before, 2);
@@ -34,7 +34,7 @@ async fn a_full_queue_waits_and_batches_are_bounded() {
     }
     let mut given = 0;
     while given < 5 {
-        let batch = completions.next().await.unwrap().unwrap();
+        let batch = completions.next().await.unwrap().unwrap().appends;
         assert!(batch.len() <= 2);
         given += batch.len();
     }
@@ -47,7 +47,7 @@ async fn a_failed_sync_is_final() {
         let (disk, tail) = new_log();
         let (appender, mut completions) = tail.start(Executor::Inline);
         appender.push(append(b"durable", 1));
-        let durable = completions.next().await.unwrap().unwrap().remove(0);
+        let durable = completions.next().await.unwrap().unwrap().appends.remove(0);
         if full {
             disk.set_capacity_bytes(Some((START + BLOCK) as usize + 110))
         } else {
