@@ -52,7 +52,7 @@ pub use writer::{
 
 /// Numbers a segment of a log. The first is 1; a number is never used for other records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SegmentNumber(u32);
+pub struct SegmentNumber(pub(crate) u32);
 
 impl SegmentNumber {
     pub(crate) const FIRST: Self = Self(1);

@@ -1,0 +1,331 @@
+//! The index: where each entry of each ledger is in the log, and what is known of the ledgers.
+//!
+//! The log alone is the truth: the index can be made anew from it. It spares memory and the reading
+//! of the whole log at each start. It knows all that the log had up to a [`Mark`], and is never on
+//! the path of an add: a [`Checkpoint`] brings it forward now and then, all of it or not at all.
+//!
+//! It is a redb database on a file that checks every page (`pages`), with the entries in *runs* of
+//! many to a row (`runs`). A changed bit anywhere in the file gives an error when it is read, never
+//! "not found": [`IndexError::Damaged`] says that the file is to be removed and made anew.
+//!
+//! Every call blocks.
+//!
+//! Not here: what becomes durable after the last checkpoint, which its owner has in memory; and
+//! making the index from the log.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use inkfast_protocol::{EntryId, LedgerId, WriterId};
+use redb::{Builder, Database, ReadTransaction, ReadableDatabase, WriteTransaction};
+use uuid::Uuid;
+
+use crate::disk::Disk;
+use crate::log::{Known, Mark, Place, SegmentNumber};
+
+mod pages;
+mod rows;
+mod runs;
+#[cfg(test)]
+mod tests;
+
+use pages::{Backend, Pages};
+use rows::{LEDGERS, META, SEGMENTS};
+use runs::RUNS;
+
+const FILE: &str = "index.redb";
+/// One that is not whole yet.
+const NEW_FILE: &str = "index.redb.new";
+
+/// The index of one log. Clones are handles of the same one; the last that is dropped closes it.
+#[derive(Clone)]
+pub(crate) struct Index(Arc<Open>);
+
+struct Open {
+    database: Database,
+    pages: Arc<Pages>,
+}
+
+/// What the index is to know next.
+#[derive(Clone, Debug)]
+pub(crate) struct Checkpoint {
+    /// Up to where the log is known then. It never goes back.
+    pub(crate) mark: Mark,
+    /// All segments of the log that there are at the mark.
+    pub(crate) segments: BTreeMap<SegmentNumber, SegmentInfo>,
+    /// What is known of the ledgers of which something has changed.
+    pub(crate) ledgers: BTreeMap<LedgerId, StoredLedger>,
+    /// Where entries are that are new or were moved, ascending and each once in its ledger.
+    pub(crate) entries: BTreeMap<LedgerId, Vec<(EntryId, Place)>>,
+    /// Ledgers whose entries go: all that are there, and those in `entries`.
+    pub(crate) emptied: BTreeSet<LedgerId>,
+}
+
+/// What is known of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SegmentInfo {
+    /// Where it ends.
+    pub(crate) bytes: u32,
+    /// How much of it is needed still.
+    pub(crate) live_bytes: u32,
+    /// When all of it was last read and found whole.
+    pub(crate) verified_at_ms: Option<u64>,
+}
+
+/// What is known of a ledger but for its entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct StoredLedger {
+    /// Its writer, and the fragment in brief that it came with.
+    pub(crate) writer: Option<(WriterId, Bytes)>,
+    pub(crate) fenced: bool,
+    pub(crate) deleted: bool,
+    /// The highest that an entry told.
+    pub(crate) last_add_confirmed: Option<EntryId>,
+    /// The lowest entry that is here.
+    pub(crate) first: Option<EntryId>,
+    /// The highest entry that is here.
+    pub(crate) last: Option<EntryId>,
+    /// Where its latest records are that are no entries: they must not go with their segments.
+    pub(crate) state_segments: BTreeSet<SegmentNumber>,
+}
+
+/// Why the index could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IndexError {
+    /// What is in the file is not what was written: the index is to be made anew from the log.
+    #[error("the index ({FILE}) is damaged: {0}")]
+    Damaged(String),
+    /// The file, or what is to be written, must not be taken.
+    #[error("the index ({FILE}) is refused: {0}")]
+    Refused(String),
+    /// The disk refused.
+    #[error("cannot read or write the index ({FILE}): {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Index {
+    /// Opens the index of a log; makes an empty one if there is none. It takes about `cache_bytes`
+    /// of memory, and 1 MiB more for each GiB of its file.
+    ///
+    /// After an error of the disk the index answers nothing more until it is opened again.
+    pub(crate) fn open(disk: &dyn Disk, log: Uuid, cache_bytes: usize) -> Result<Self, IndexError> {
+        match disk.open(FILE) {
+            Ok(file) => Self::on(Pages::open(file, log)?, cache_bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Self::make(disk, log, cache_bytes)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes the index, if there is one, so that the next that is opened is empty.
+    pub(crate) fn remove(disk: &dyn Disk) -> io::Result<()> {
+        remove(disk, FILE)?;
+        disk.sync_names()
+    }
+
+    /// Returns what is known of the log; none if no checkpoint was ever committed.
+    pub(crate) fn known(&self) -> Result<Option<Known>, IndexError> {
+        self.read(|rows| {
+            let segments = rows::segments(&rows.open_table(SEGMENTS)?)?.into_keys().collect();
+            let mark = rows::mark(&rows.open_table(META)?)?;
+            Ok(mark.map(|mark| Known { mark, segments }))
+        })
+    }
+
+    /// Returns the segments that there were at the mark.
+    pub(crate) fn segments(&self) -> Result<BTreeMap<SegmentNumber, SegmentInfo>, IndexError> {
+        self.read(|rows| rows::segments(&rows.open_table(SEGMENTS)?))
+    }
+
+    /// Returns what is known of a ledger.
+    pub(crate) fn ledger(&self, id: LedgerId) -> Result<Option<StoredLedger>, IndexError> {
+        self.read(|rows| {
+            let row = rows.open_table(LEDGERS)?.get(id.get())?;
+            let ledger = row.map(|row| rows::ledger(id.get(), row.value())).transpose()?;
+            Ok(ledger.map(|(_, ledger)| ledger))
+        })
+    }
+
+    /// Returns what is known of the next ledgers behind one, at most so many.
+    pub(crate) fn ledgers(
+        &self,
+        after: Option<LedgerId>,
+        max: usize,
+    ) -> Result<Vec<(LedgerId, StoredLedger)>, IndexError> {
+        let from = after.map_or(0, |after| after.get() + 1);
+        self.read(|rows| {
+            let ledgers = rows.open_table(LEDGERS)?.range(from..)?.take(max).map(|row| {
+                let (id, row) = row?;
+                rows::ledger(id.value(), row.value())
+            });
+            ledgers.collect()
+        })
+    }
+
+    /// Finds entries of a ledger, which are asked for in ascending order: the place of each, or
+    /// none if the log did not have it before the mark.
+    pub(crate) fn find(
+        &self,
+        ledger: LedgerId,
+        entries: &[EntryId],
+    ) -> Result<Vec<Option<Place>>, IndexError> {
+        assert!(entries.is_sorted(), "entries are asked for out of order");
+        self.read(|rows| {
+            let runs = rows.open_table(RUNS)?;
+            let mut places = Vec::with_capacity(entries.len());
+            while let Some(&next) = entries.get(places.len()) {
+                let Some(run) = runs::at_or_behind(&runs, ledger, next)? else { break };
+                let asked = &entries[places.len()..];
+                let here = asked.partition_point(|entry| *entry <= run.last());
+                places.extend(asked[..here].iter().map(|entry| run.find(*entry)));
+            }
+            places.resize(entries.len(), None);
+            Ok(places)
+        })
+    }
+
+    /// Returns the places of the next entries of a ledger behind one, at most so many.
+    pub(crate) fn places(
+        &self,
+        ledger: LedgerId,
+        after: Option<EntryId>,
+        max: usize,
+    ) -> Result<Vec<(EntryId, Place)>, IndexError> {
+        self.read(|rows| {
+            let runs = rows.open_table(RUNS)?;
+            let mut places = Vec::new();
+            let mut next = EntryId::after(after);
+            while places.len() < max
+                && let Some(run) = runs::at_or_behind(&runs, ledger, next)?
+            {
+                let wanted = run.entries.iter().filter(|(entry, _)| *entry >= next);
+                places.extend(wanted.take(max - places.len()));
+                next = run.last().next();
+            }
+            Ok(places)
+        })
+    }
+
+    /// Brings the index forward: all that the checkpoint says is durable when this returns, and
+    /// after an error all of it or nothing is. Refuses a mark before the one that there is.
+    ///
+    /// Memory is bounded by the size of the checkpoint.
+    pub(crate) fn commit(&self, checkpoint: &Checkpoint) -> Result<(), IndexError> {
+        self.write(|rows| {
+            let mut meta = rows.open_table(META)?;
+            match rows::mark(&meta)? {
+                Some(mark) if checkpoint.mark < mark => {
+                    let new = checkpoint.mark;
+                    let why = format!("its mark would go back, from {mark:?} to {new:?}");
+                    return Err(IndexError::Refused(why));
+                }
+                _ => rows::set_mark(&mut meta, checkpoint.mark)?,
+            }
+            rows::set_segments(&mut rows.open_table(SEGMENTS)?, &checkpoint.segments)?;
+            let mut ledgers = rows.open_table(LEDGERS)?;
+            for (id, ledger) in &checkpoint.ledgers {
+                rows::set_ledger(&mut ledgers, *id, ledger)?;
+            }
+            let mut runs = rows.open_table(RUNS)?;
+            for ledger in &checkpoint.emptied {
+                runs::remove(&mut runs, *ledger)?;
+            }
+            for (ledger, entries) in &checkpoint.entries {
+                let ascending = entries.is_sorted_by(|(a, _), (b, _)| a < b);
+                assert!(ascending, "entries are checkpointed out of order");
+                if !checkpoint.emptied.contains(ledger) {
+                    runs::add(&mut runs, *ledger, entries)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes an empty index. It gets its name when it is whole.
+    fn make(disk: &dyn Disk, log: Uuid, cache_bytes: usize) -> Result<Self, IndexError> {
+        remove(disk, NEW_FILE)?;
+        let index = Self::on(Pages::create(disk.create(NEW_FILE)?, log), cache_bytes)?;
+        index.write(|rows| {
+            rows.open_table(META)?;
+            rows.open_table(SEGMENTS)?;
+            rows.open_table(LEDGERS)?;
+            rows.open_table(RUNS)?;
+            Ok(())
+        })?;
+        disk.rename(NEW_FILE, FILE)?;
+        disk.sync_names()?;
+        Ok(index)
+    }
+
+    fn on(pages: Pages, cache_bytes: usize) -> Result<Self, IndexError> {
+        let pages = Arc::new(pages);
+        let database = Builder::new()
+            .set_cache_size(cache_bytes)
+            .create_with_backend(Backend(pages.clone()))
+            .map_err(|error| damaged_or(&pages, error.into()))?;
+        Ok(Self(Arc::new(Open { database, pages })))
+    }
+
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&ReadTransaction) -> Result<T, IndexError>,
+    ) -> Result<T, IndexError> {
+        let Open { database, pages } = &*self.0;
+        let read = || work(&database.begin_read()?);
+        read().map_err(|error| damaged_or(pages, error))
+    }
+
+    fn write(
+        &self,
+        work: impl FnOnce(&WriteTransaction) -> Result<(), IndexError>,
+    ) -> Result<(), IndexError> {
+        let Open { database, pages } = &*self.0;
+        let write = || {
+            let mut rows = database.begin_write()?;
+            // Or all of the file would be read after a crash.
+            rows.set_quick_repair(true);
+            work(&rows)?;
+            Ok(rows.commit()?)
+        };
+        write().map_err(|error| damaged_or(pages, error))
+    }
+}
+
+fn remove(disk: &dyn Disk, name: &str) -> io::Result<()> {
+    match disk.remove(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+/// Says that the file is damaged if that was found, now or before: redb knows it as an error of the
+/// disk, and of each later call only that there was one before.
+fn damaged_or(pages: &Pages, error: IndexError) -> IndexError {
+    pages.damage().map_or(error, |words| IndexError::Damaged(words.to_owned()))
+}
+
+impl From<redb::Error> for IndexError {
+    fn from(error: redb::Error) -> Self {
+        match error {
+            redb::Error::Io(error) => Self::Io(error),
+            redb::Error::PreviousIo => Self::Io(io::Error::other("an earlier access failed")),
+            error => Self::Damaged(error.to_string()),
+        }
+    }
+}
+
+/// redb has an error type for each step.
+macro_rules! from_redb {
+    ($($step:ident)*) => {$(
+        impl From<redb::$step> for IndexError {
+            fn from(error: redb::$step) -> Self {
+                redb::Error::from(error).into()
+            }
+        }
+    )*};
+}
+
+from_redb!(StorageError TableError TransactionError CommitError DatabaseError);
