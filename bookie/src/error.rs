@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::log::LogError;
+use crate::store::StoreError;
 
 /// Why a bookie cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -25,10 +26,22 @@ pub enum Error {
     /// Its log cannot be made or opened.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// Its index cannot be made or opened.
+    #[error("{0}")]
+    Index(String),
     /// It cannot listen, or its certificate is refused.
     #[error(transparent)]
     Network(#[from] inkfast_wire::Error),
     /// The metastore, or what it says of ledgers and bookies.
     #[error(transparent)]
     Catalog(#[from] inkfast::Error),
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Log(error) => Self::Log(error),
+            StoreError::Index(error) => Self::Index(error.to_string()),
+        }
+    }
 }

@@ -10,6 +10,9 @@ pub enum Executor {
     Threads,
     /// On the caller's task, for simulations: the same order in every run.
     Inline,
+    /// The same, but others have some turns first, as if the work took its time.
+    #[cfg(test)]
+    Late,
 }
 
 impl Executor {
@@ -24,6 +27,13 @@ impl Executor {
     {
         match self {
             Self::Inline => work(),
+            #[cfg(test)]
+            Self::Late => {
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+                work()
+            }
             Self::Threads => match tokio::task::spawn_blocking(work).await {
                 Ok(result) => result,
                 Err(error) => match error.try_into_panic() {

@@ -150,6 +150,7 @@ impl Index {
     }
 
     /// Returns what is known of the next ledgers behind one, at most so many.
+    #[cfg_attr(not(test), expect(dead_code, reason = "garbage collection uses it next"))]
     pub(crate) fn ledgers(
         &self,
         after: Option<LedgerId>,
@@ -188,6 +189,7 @@ impl Index {
     }
 
     /// Returns the places of the next entries of a ledger behind one, at most so many.
+    #[cfg_attr(not(test), expect(dead_code, reason = "garbage collection uses it next"))]
     pub(crate) fn places(
         &self,
         ledger: LedgerId,

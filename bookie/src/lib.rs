@@ -34,7 +34,6 @@ pub mod disk;
 mod error;
 pub mod executor;
 mod identity;
-#[cfg_attr(not(test), expect(dead_code, reason = "the store uses it next"))]
 mod index;
 pub mod log;
 mod record;

@@ -103,6 +103,12 @@ pub struct Mark {
     pub sequence: u64,
 }
 
+impl Mark {
+    /// Before the first batch.
+    pub(crate) const BEGINNING: Self =
+        Self { segment: SegmentNumber::FIRST, offset: 0, sequence: 0 };
+}
+
 /// Why the log could not be made, opened or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {

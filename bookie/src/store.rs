@@ -4,6 +4,7 @@
 //! disk says of them are never seen in two orders. It waits for the log and for commands, and for
 //! nothing else that a client could delay.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -15,16 +16,20 @@ use uuid::Uuid;
 
 use crate::disk::Disk;
 use crate::executor::Executor;
-use crate::log::{self, LogError, Place, Reader, Replayed, SEGMENT_BYTES_MAX, Settings, Shown};
+use crate::index::{Index, IndexError, StoredLedger};
+use crate::log::{LogError, Place, Reader, Replayed};
 
-use ledgers::Replay;
+use checkpoint::Indexing;
 use owner::Owner;
+use replay::Opened;
 
 pub(crate) use tips::Tip;
 
+mod checkpoint;
 mod ledgers;
 mod owner;
 mod places;
+mod replay;
 #[cfg(test)]
 mod tests;
 mod tips;
@@ -44,7 +49,20 @@ pub(crate) struct Store {
     commands: mpsc::Sender<Command>,
     room: Arc<Semaphore>,
     reader: Reader,
+    index: Index,
+    executor: Executor,
     read_only: watch::Receiver<bool>,
+}
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// The log could not be opened.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The index could not be opened.
+    #[error(transparent)]
+    Index(#[from] IndexError),
 }
 
 /// Entries on their way in.
@@ -90,17 +108,25 @@ enum Command {
     },
     State {
         ledger: LedgerId,
-        state: oneshot::Sender<State>,
+        /// None if only the index knows.
+        state: oneshot::Sender<Option<State>>,
     },
     Locate {
         ledger: LedgerId,
         entries: Vec<EntryId>,
-        places: oneshot::Sender<Vec<Result<Place, Refusal>>>,
+        located: oneshot::Sender<Located>,
     },
     Follow {
         ledger: LedgerId,
-        tip: oneshot::Sender<watch::Receiver<Tip>>,
+        tip: oneshot::Sender<Result<watch::Receiver<Tip>, Refusal>>,
     },
+}
+
+/// Entries that may not be in the index yet.
+struct Located {
+    places: Vec<Option<Place>>,
+    /// What is to be said of those that are in neither.
+    missing: Refusal,
 }
 
 /// What the store knows of a ledger.
@@ -112,33 +138,25 @@ pub(crate) struct State {
 }
 
 impl Store {
-    /// Opens the store of a log, replays it, and starts the task that owns it. The task ends when
-    /// all handles are dropped and all is written.
+    /// Opens the store of a log, reads what the index does not have, and starts the task that owns
+    /// it. The task ends when all handles are dropped and all is written.
     pub(crate) async fn open(
         disk: Arc<dyn Disk>,
         log: Uuid,
         executor: Executor,
-    ) -> Result<(Self, Replayed, JoinHandle<()>), LogError> {
+    ) -> Result<(Self, Replayed, JoinHandle<()>), StoreError> {
         let reader = Reader::new(Arc::clone(&disk), log, executor);
-        let read_log = move || {
-            let mut replay = Replay::default();
-            let settings = Settings { log, segment_bytes_max: SEGMENT_BYTES_MAX };
-            let mut visit = |shown: Shown<'_>| match shown {
-                Shown::Record(place, kind, payload) => replay.visit(place, kind, payload),
-                Shown::End(_) => Ok(()),
-            };
-            let (tail, replayed) = log::open(disk, settings, None, &mut visit)?;
-            Ok::<_, LogError>((replay.finish(), tail, replayed))
-        };
-        let (ledgers, tail, replayed) = executor.run(read_log).await?;
+        let opened = executor.run(move || replay::open(disk, log)).await?;
+        let Opened { index, ledgers, segments, tail, replayed } = opened;
         let (appender, completions) = tail.start(executor);
+        let indexing = Indexing::new(index.clone(), segments, executor);
         let damaged = !replayed.damages.is_empty();
-        let owner = Owner::new(ledgers, appender, reader.clone(), damaged);
+        let owner = Owner::new(ledgers, appender, reader.clone(), indexing, damaged);
         let read_only = owner.read_only();
         let (commands, received) = mpsc::channel(COMMANDS_MAX);
         let task = tokio::spawn(owner.run(received, completions));
         let room = Arc::new(Semaphore::new(ROOM_BYTES));
-        Ok((Self { commands, room, reader, read_only }, replayed, task))
+        Ok((Self { commands, room, reader, index, executor, read_only }, replayed, task))
     }
 
     /// Hands a batch of one ledger to the owner, as soon as there is room for it. The outcomes of
@@ -169,7 +187,13 @@ impl Store {
 
     /// Returns what is known of a ledger.
     pub(crate) async fn state(&self, ledger: LedgerId) -> Result<State, Refusal> {
-        self.ask(|state| Command::State { ledger, state }).await
+        if let Some(state) = self.ask(|state| Command::State { ledger, state }).await? {
+            return Ok(state);
+        }
+        let index = self.index.clone();
+        let stored = self.executor.run(move || index.ledger(ledger)).await.map_err(unsure)?;
+        let StoredLedger { last_add_confirmed, fenced, .. } = stored.unwrap_or_default();
+        Ok(State { last_add_confirmed, fenced })
     }
 
     /// Finds entries: where each is, or why that cannot be said. Only
@@ -179,13 +203,30 @@ impl Store {
         ledger: LedgerId,
         entries: Vec<EntryId>,
     ) -> Result<Vec<Result<Place, Refusal>>, Refusal> {
-        self.ask(|places| Command::Locate { ledger, entries, places }).await
+        let asked = entries.clone();
+        let located = self.ask(|located| Command::Locate { ledger, entries, located }).await?;
+        let Located { places, missing } = located;
+        // What is not in memory now has been in the index since before.
+        let others = asked.iter().zip(&places).filter(|(_, place)| place.is_none());
+        let others: BTreeSet<EntryId> = others.map(|(entry, _)| *entry).collect();
+        let mut found = BTreeMap::new();
+        if !others.is_empty() {
+            let (index, others) = (self.index.clone(), others.into_iter().collect::<Vec<_>>());
+            let find = move || index.find(ledger, &others).map(|found| (others, found));
+            let (others, places) = self.executor.run(find).await.map_err(unsure)?;
+            found.extend(others.into_iter().zip(places));
+        }
+        let place = |(entry, place): (EntryId, Option<Place>)| {
+            let place = place.or_else(|| found.get(&entry).copied().flatten());
+            place.ok_or_else(|| missing.clone())
+        };
+        Ok(asked.into_iter().zip(places).map(place).collect())
     }
 
     /// Tells, and tells again when it moves, how far a ledger has come here. It ends with the
     /// store.
     pub(crate) async fn follow(&self, ledger: LedgerId) -> Result<watch::Receiver<Tip>, Refusal> {
-        self.ask(|tip| Command::Follow { ledger, tip }).await
+        self.ask(|tip| Command::Follow { ledger, tip }).await?
     }
 
     /// Tells, and tells again when it changes, whether writers are refused.
@@ -206,6 +247,11 @@ impl Store {
         self.commands.send(command(reply)).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())
     }
+}
+
+/// An index that cannot be read is no proof of anything.
+fn unsure(error: IndexError) -> Refusal {
+    Refusal::Unknown(error.to_string())
 }
 
 fn stopped() -> Refusal {

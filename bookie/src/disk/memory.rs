@@ -87,6 +87,12 @@ impl MemoryDisk {
         state.power = None;
     }
 
+    /// Lets everything work again after a loss of power, as if only the process had ended: nothing
+    /// is lost that a later crash does not lose.
+    pub fn go_on(&self) {
+        self.state().power = None;
+    }
+
     /// Loses the power during the change or sync of this number, counted from 1: it fails and is
     /// left to chance, and everything after it fails, until the crash.
     pub fn lose_power_at(&self, change: u64) {

@@ -40,7 +40,8 @@ pub struct Known {
 pub enum Shown<'a> {
     /// A record: its place, its kind and its payload.
     Record(Place, u8, &'a [u8]),
-    /// The end of a segment that is not the last: all that was shown until now is durable.
+    /// The end of a segment that is not the last: all that was shown until now is durable, and
+    /// without damage.
     End(Mark),
 }
 
@@ -161,7 +162,7 @@ pub fn open(
         if number == last {
             end.settle(&*disk, &segment)?;
             tail.grow(segment);
-        } else {
+        } else if replay.replayed.damages.is_empty() {
             let mark = Mark { segment: number, offset: end.offset, sequence: replay.sequence };
             let ended = (replay.visit)(Shown::End(mark));
             ended.map_err(|why| LogError::refused(number, why))?;

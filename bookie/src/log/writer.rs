@@ -183,6 +183,17 @@ impl Tail {
         self.segment = (self.end as usize).is_multiple_of(BLOCK_BYTES).then_some(segment);
     }
 
+    /// Returns the moment after the last batch.
+    pub fn mark(&self) -> Mark {
+        let segment = SegmentNumber(self.next.0 - 1);
+        Mark { segment, offset: self.end, sequence: self.sequence }
+    }
+
+    /// Returns all segments that were not dropped, also those that are missing.
+    pub const fn segments(&self) -> &BTreeSet<SegmentNumber> {
+        &self.segments
+    }
+
     /// Spawns the task that writes.
     pub fn start<T: Send + 'static>(self, executor: Executor) -> (Appender<T>, Completions<T>) {
         let queue = Arc::new(Queue::default());

@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use inkfast_protocol::gate::{Action, Adder, Answer, Record, Stored, Ticket};
+use inkfast_protocol::gate::{Action, Adder, Answer, Gate, Record, Stored, Ticket};
 use inkfast_protocol::{Entry, EntryId, LedgerId, Refusal, Run, Tenure};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
-use super::ledgers::Ledgers;
-use super::places::Places;
+use super::checkpoint::{Indexing, RECENT_ENTRIES_MAX};
+use super::ledgers::{Known, Ledger, Ledgers};
 use super::tips::Tips;
-use super::{Add, Batch, Command, Outcome, State};
+use super::{Add, Batch, Command, Located, Outcome, State, unsure};
+use crate::index::IndexError;
 use crate::log::{self, Append, Appender, Completions, Durable, Failed, Place, Reader};
 use crate::record;
 
@@ -20,6 +21,7 @@ type Token = (LedgerId, Record);
 
 pub(super) struct Owner {
     ledgers: Ledgers,
+    indexing: Indexing,
     log: Appender<Token>,
     reader: Reader,
     /// Who waits for the answers of the gates.
@@ -57,12 +59,14 @@ impl Owner {
         ledgers: Ledgers,
         log: Appender<Token>,
         reader: Reader,
+        indexing: Indexing,
         damaged: bool,
     ) -> Self {
         let read_only = watch::Sender::new(damaged);
         Self {
             read_only,
             ledgers,
+            indexing,
             log,
             reader,
             replies: BTreeMap::new(),
@@ -80,6 +84,7 @@ impl Owner {
     ) {
         loop {
             let writing = !matches!(self.standing, Standing::Failed(_));
+            let has_room = self.ledgers.recent() < RECENT_ENTRIES_MAX || !writing;
             let log = &self.log;
             let next_command = async {
                 // A log that has failed is always ready: it is not written to.
@@ -91,7 +96,8 @@ impl Owner {
                     Ok(batch) => self.on_durable(batch),
                     Err(failed) => self.on_log_failed(&failed),
                 },
-                command = next_command => match command {
+                ended = self.indexing.ended() => self.on_indexed(ended),
+                command = next_command, if has_room => match command {
                     Some(command) => self.on_command(command).await,
                     None => break,
                 },
@@ -100,7 +106,8 @@ impl Owner {
         self.finish(completions).await;
     }
 
-    /// Waits until the log has written everything.
+    /// Waits until the log has written everything, and the index has it, so that the next start
+    /// reads nothing.
     async fn finish(mut self, mut completions: Completions<Token>) {
         while !self.replies.is_empty() {
             match completions.next().await {
@@ -109,21 +116,23 @@ impl Owner {
                 Err(failed) => self.on_log_failed(&failed),
             }
         }
+        while self.indexing.is_running() {
+            let ended = self.indexing.ended().await;
+            self.on_indexed(ended);
+        }
+        if matches!(self.standing, Standing::Sound) {
+            self.indexing.begin(self.ledgers.freeze());
+            let ended = self.indexing.ended().await;
+            self.on_indexed(ended);
+        }
     }
 
     async fn on_command(&mut self, command: Command) {
         match command {
             Command::Add { ledger, adder, batch, outcomes, room } => {
                 let Batch { add, confirmed } = batch;
-                if let Some(Add { run, mut sequence, tenure }) = add {
-                    for run in self.separate(ledger, run) {
-                        let sequences = sequence..sequence + run.entries().len() as u64;
-                        sequence = sequences.end;
-                        let entries = (run.first().id(), run.last().id());
-                        let (outcomes, room) = (outcomes.clone(), Arc::clone(&room));
-                        let reply = Reply::Add { entries, sequences, tenure, outcomes, room };
-                        self.add(ledger, &adder, run, reply).await;
-                    }
+                if let Some(add) = add {
+                    self.add(ledger, &adder, add, (outcomes, room)).await;
                 }
                 if let (Some(confirmed), Some(ledger)) = (confirmed, self.ledgers.get_mut(ledger)) {
                     ledger.gate.on_confirmed(&adder, confirmed);
@@ -132,66 +141,128 @@ impl Owner {
             }
             Command::Fence { ledger, fenced } => {
                 let reply = Reply::Fence(fenced);
+                if let Err(refusal) = self.load(ledger).await {
+                    return reply.send(Answer::Refused(refusal));
+                }
                 let is_fenced = self.ledgers.get(ledger).is_some_and(|l| l.gate.is_fenced());
                 if let Standing::Failed(why) = &self.standing
                     && !is_fenced
                 {
                     return reply.send(Answer::Refused(Refusal::ReadOnly(why.clone())));
                 }
-                let ticket = self.ticket(reply);
-                self.ledgers.entry(ledger).gate.on_fence(ticket);
-                self.act(ledger);
+                self.feed(ledger, reply, |gate, ticket| gate.on_fence(ticket));
             }
             Command::State { ledger, state } => {
-                let known = self.ledgers.get(ledger).map(|ledger| &ledger.gate);
-                // Whoever asked may be gone.
-                let _ = state.send(State {
-                    last_add_confirmed: known.and_then(|gate| gate.last_add_confirmed()),
-                    fenced: known.is_some_and(|gate| gate.is_fenced()),
+                let known = self.ledgers.get(ledger).map(|Ledger { gate, .. }| State {
+                    last_add_confirmed: gate.last_add_confirmed(),
+                    fenced: gate.is_fenced(),
                 });
+                // Whoever asked may be gone.
+                let _ = state.send(known);
             }
-            Command::Locate { ledger, entries, places } => {
-                let known = self.ledgers.get(ledger).map(|ledger| &ledger.entries);
-                let locate = |entry: EntryId| {
-                    known.and_then(|known| known.get(entry)).ok_or_else(|| self.missing())
-                };
-                let _ = places.send(entries.into_iter().map(locate).collect());
+            Command::Locate { ledger, entries, located } => {
+                let known = self.ledgers.get(ledger);
+                let places = entries.into_iter().map(|entry| known?.find(entry)).collect();
+                let _ = located.send(Located { places, missing: self.missing() });
             }
             Command::Follow { ledger, tip } => {
-                let _ = tip.send(self.tips.follow(ledger, &self.ledgers));
+                let loaded = self.load(ledger).await;
+                let _ = tip.send(loaded.map(|()| self.tips.follow(ledger, &self.ledgers)));
             }
         }
     }
 
-    /// Gives a run as it is if nothing of it is on disk, and else its entries one by one.
-    fn separate(&self, ledger: LedgerId, run: Run) -> Vec<Run> {
-        let stored = self.ledgers.get(ledger).map(|ledger| &ledger.entries);
-        let is_stored = |entry: &Entry| stored.and_then(|stored| stored.get(entry.id())).is_some();
-        let is_new = stored.and_then(Places::last) < Some(run.first().id());
-        if is_new || !run.entries().iter().any(is_stored) {
-            return vec![run];
+    /// Gets a ledger into memory, if it is not there.
+    async fn load(&mut self, id: LedgerId) -> Result<(), Refusal> {
+        if self.ledgers.get(id).is_none() {
+            let stored = self.indexing.ledger(id).await.map_err(unsure)?;
+            self.ledgers.insert(id, Known::new(stored));
         }
-        run.entries().iter().map(|entry| entry.clone().into()).collect()
+        Ok(())
     }
 
-    async fn add(&mut self, ledger: LedgerId, adder: &Adder, run: Run, reply: Reply) {
-        let refusal = match (&self.standing, adder) {
-            (Standing::Failed(why), _) => Some(why.clone()),
+    async fn add(
+        &mut self,
+        ledger: LedgerId,
+        adder: &Adder,
+        add: Add,
+        (outcomes, room): (mpsc::Sender<Outcome>, Arc<OwnedSemaphorePermit>),
+    ) {
+        let Add { run, mut sequence, tenure } = add;
+        let mut reply = |run: &Run| {
+            let sequences = sequence..sequence + run.entries().len() as u64;
+            sequence = sequences.end;
+            let entries = (run.first().id(), run.last().id());
+            let (outcomes, room) = (outcomes.clone(), Arc::clone(&room));
+            Reply::Add { entries, sequences, tenure, outcomes, room }
+        };
+        let stored = match self.let_in(adder) {
+            Ok(()) => self.stored(ledger, &run).await,
+            Err(refusal) => Err(refusal),
+        };
+        match stored {
+            Err(refusal) => reply(&run).send(Answer::Refused(refusal)),
+            Ok(None) => {
+                let reply = reply(&run);
+                let add =
+                    |gate: &mut Gate, ticket| gate.on_add(ticket, adder, run, Stored::Nothing);
+                self.feed(ledger, reply, add);
+            }
+            // Some of it is there: each entry by itself.
+            Ok(Some(places)) => {
+                for (entry, place) in run.entries().iter().zip(places) {
+                    let stored = match place {
+                        None => Stored::Nothing,
+                        Some(place) => self.compare(entry, place).await,
+                    };
+                    let run = Run::from(entry.clone());
+                    let reply = reply(&run);
+                    self.feed(ledger, reply, |gate, ticket| {
+                        gate.on_add(ticket, adder, run, stored)
+                    });
+                }
+            }
+        }
+    }
+
+    /// Says why adds are refused, if they are.
+    fn let_in(&self, adder: &Adder) -> Result<(), Refusal> {
+        match (&self.standing, adder) {
+            (Standing::Failed(why), _) => Err(Refusal::ReadOnly(why.clone())),
             (Standing::Damaged, Adder::Writer { .. }) => {
-                Some("its log is damaged, and a fence may be lost".to_owned())
+                Err(Refusal::ReadOnly("its log is damaged, and a fence may be lost".to_owned()))
             }
-            (Standing::Damaged, Adder::Recovery) | (Standing::Sound, _) => None,
-        };
-        if let Some(why) = refusal {
-            return reply.send(Answer::Refused(Refusal::ReadOnly(why)));
+            (Standing::Damaged, Adder::Recovery) | (Standing::Sound, _) => Ok(()),
         }
-        let place = self.ledgers.get(ledger).and_then(|l| l.entries.get(run.first().id()));
-        let stored = match place {
-            None => Stored::Nothing,
-            Some(place) => self.compare(run.first(), place).await,
-        };
+    }
+
+    /// Gets a ledger into memory, and finds which entries of a run are on disk; none if none of
+    /// them is, which needs no look if they are above all that are.
+    async fn stored(
+        &mut self,
+        ledger: LedgerId,
+        run: &Run,
+    ) -> Result<Option<Vec<Option<Place>>>, Refusal> {
+        self.load(ledger).await?;
+        let known = self.ledgers.get(ledger);
+        if known.and_then(Ledger::last) < Some(run.first().id()) {
+            return Ok(None);
+        }
+        let ids: Vec<EntryId> = run.entries().iter().map(Entry::id).collect();
+        let indexed = self.indexing.find(ledger, ids.clone()).await.map_err(unsure)?;
+        let known = self.ledgers.get(ledger);
+        let places = ids.into_iter().zip(indexed);
+        let places = places.map(|(entry, indexed)| known.and_then(|it| it.find(entry)).or(indexed));
+        let places: Vec<Option<Place>> = places.collect();
+        Ok(places.iter().any(Option::is_some).then_some(places))
+    }
+
+    /// Puts a question to the gate of a ledger that is in memory, and does what it wants.
+    fn feed(&mut self, ledger: LedgerId, reply: Reply, question: impl FnOnce(&mut Gate, Ticket)) {
         let ticket = self.ticket(reply);
-        self.ledgers.entry(ledger).gate.on_add(ticket, adder, run, stored);
+        if let Some(ledger) = self.ledgers.get_mut(ledger) {
+            question(&mut ledger.gate, ticket);
+        }
         self.act(ledger);
     }
 
@@ -205,34 +276,45 @@ impl Owner {
     }
 
     fn on_durable(&mut self, batch: Option<log::Batch<Token>>) {
+        let Some(log::Batch { appends, mark }) = batch else { return };
         let mut moved = BTreeSet::new();
-        for Durable { token: (id, record), places } in
-            batch.into_iter().flat_map(|batch| batch.appends)
-        {
+        for Durable { token: (id, record), places } in appends {
             if !self.tips.is_empty() {
                 moved.insert(id);
             }
-            let ledger = self.ledgers.entry(id);
-            if let Record::Entries(run) = &record {
-                for (entry, place) in run.entries().iter().zip(places) {
-                    ledger.entries.insert(entry.id(), place);
-                }
-            }
-            ledger.gate.on_durable(&record);
+            self.ledgers.on_durable(id, &record, &places);
             self.act(id);
         }
         moved.into_iter().for_each(|id| self.tips.tell(id, &self.ledgers));
+        self.indexing.on_durable(mark);
+        let is_sound = matches!(self.standing, Standing::Sound);
+        if is_sound && self.indexing.is_due(self.ledgers.recent()) {
+            self.indexing.begin(self.ledgers.freeze());
+        }
+    }
+
+    /// Without its index the bookie would fill its memory, so it takes no more writes.
+    fn on_indexed(&mut self, ended: Result<(), IndexError>) {
+        match ended {
+            Ok(()) => self.ledgers.forget(),
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
+    fn fail(&mut self, why: &str) {
+        tracing::error!(why, "the bookie takes no more writes; restart it on a sound disk");
+        for id in self.ledgers.ids() {
+            if let Some(ledger) = self.ledgers.get_mut(id) {
+                ledger.gate.on_log_failed(why);
+            }
+            self.act(id);
+        }
+        self.standing = Standing::Failed(why.to_owned());
+        self.read_only.send_replace(true);
     }
 
     fn on_log_failed(&mut self, failed: &Failed) {
-        tracing::error!(%failed, "the bookie takes no more writes; restart it on a sound disk");
-        let why = failed.to_string();
-        for id in self.ledgers.ids() {
-            self.ledgers.entry(id).gate.on_log_failed(&why);
-            self.act(id);
-        }
-        self.standing = Standing::Failed(why);
-        self.read_only.send_replace(true);
+        self.fail(&failed.to_string());
     }
 
     pub(super) fn read_only(&self) -> watch::Receiver<bool> {
@@ -241,7 +323,7 @@ impl Owner {
 
     /// Does what a ledger's gate wants.
     fn act(&mut self, id: LedgerId) {
-        while let Some(action) = self.ledgers.entry(id).gate.next_action() {
+        while let Some(action) = self.ledgers.get_mut(id).and_then(|it| it.gate.next_action()) {
             match action {
                 Action::Write(record) => {
                     let (kind, payloads) = record::encode(id, &record);

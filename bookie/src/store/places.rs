@@ -24,6 +24,15 @@ impl Places {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Returns all of them.
+    pub(super) fn as_slice(&self) -> &[(EntryId, Place)] {
+        &self.0
+    }
+
     /// Returns the highest entry.
     pub(super) fn last(&self) -> Option<EntryId> {
         self.0.last().map(|(entry, _)| *entry)

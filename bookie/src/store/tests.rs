@@ -5,6 +5,9 @@ use tokio::sync::mpsc::Receiver;
 
 use super::*;
 use crate::disk::{MemoryDisk, Unsynced};
+use crate::log;
+
+mod crashes;
 
 const LOG: Uuid = Uuid::from_u128(9);
 
@@ -12,6 +15,7 @@ struct World {
     disk: Arc<MemoryDisk>,
     store: Store,
     replayed: Replayed,
+    task: JoinHandle<()>,
 }
 
 impl World {
@@ -22,15 +26,33 @@ impl World {
     }
 
     async fn open(disk: Arc<MemoryDisk>) -> Self {
-        let (store, replayed, _) =
-            Store::open(Arc::clone(&disk) as Arc<dyn Disk>, LOG, Executor::Inline).await.unwrap();
-        Self { disk, store, replayed }
+        Self::try_open(disk).await.unwrap()
+    }
+
+    async fn try_open(disk: Arc<MemoryDisk>) -> Result<Self, StoreError> {
+        let dyn_disk = Arc::clone(&disk) as Arc<dyn Disk>;
+        let (store, replayed, task) = Store::open(dyn_disk, LOG, Executor::Late).await?;
+        Ok(Self { disk, store, replayed, task })
     }
 
     /// Loses power, and whatever was not synced.
     async fn crash(self) -> Self {
-        self.disk.crash(Unsynced::Lost);
-        Self::open(self.disk).await
+        let disk = self.break_off().await;
+        disk.crash(Unsynced::Lost);
+        Self::open(disk).await
+    }
+
+    /// Ends all that is under way, wherever it is.
+    async fn break_off(self) -> Arc<MemoryDisk> {
+        // What has not come to the disk must not come there when the power is back.
+        self.disk.lose_power_at(0);
+        self.task.abort();
+        let _ = self.task.await;
+        drop(self.store);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        self.disk
     }
 
     async fn add(&self, by: &Arc<Adder>, entry: &Entry) -> Result<(), Refusal> {

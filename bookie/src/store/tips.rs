@@ -57,14 +57,13 @@ impl Tips {
 fn tip(ledger: Option<&Ledger>) -> Tip {
     ledger.map_or_else(Tip::default, |ledger| Tip {
         confirmed: ledger.gate.last_add_confirmed(),
-        durable: ledger.entries.last(),
+        durable: ledger.last(),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::ledgers::Replay;
 
     fn id(number: u64) -> LedgerId {
         LedgerId::new(number).unwrap()
@@ -72,7 +71,7 @@ mod tests {
 
     #[test]
     fn ledgers_that_nobody_follows_any_more_are_forgotten() {
-        let (mut tips, ledgers) = (Tips::default(), Replay::default().finish());
+        let (mut tips, ledgers) = (Tips::default(), Ledgers::default());
         let followed = tips.follow(id(1), &ledgers);
         tips.tell(id(1), &ledgers);
         assert!(!tips.is_empty());

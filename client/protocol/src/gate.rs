@@ -235,6 +235,12 @@ impl Gate {
         self.last_add_confirmed
     }
 
+    /// Says whether nothing is under way, so that a gate made from what is on disk is the same.
+    pub fn is_idle(&self) -> bool {
+        let is_fencing = matches!(self.fence, FenceMark::Writing { .. });
+        self.in_flight.is_empty() && self.actions.is_empty() && !is_fencing
+    }
+
     /// Says whether the fence is on disk.
     pub fn is_fenced(&self) -> bool {
         self.fence == FenceMark::Durable

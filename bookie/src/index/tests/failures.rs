@@ -1,7 +1,7 @@
 //! Power cuts, failed syncs, full disks, and bits that change.
 
 use super::*;
-use crate::disk::{BLOCK_BYTES, DiskFile};
+use crate::disk::BLOCK_BYTES;
 
 /// Some checkpoints that do everything: entries that are new, moved and in between, ledgers that
 /// change and go, a file that grows and gets shorter.
