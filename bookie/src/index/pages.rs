@@ -124,9 +124,10 @@ impl Pages {
         Self { file, checksums, front, damage: OnceLock::new() }
     }
 
-    /// Tells in words what was found damaged, if anything was.
-    pub(super) fn damage(&self) -> Option<&str> {
-        self.damage.get().map(String::as_str)
+    /// Says that the file is damaged if that was found, now or before: redb knows it as an error of
+    /// the disk, and of each later call only that there was one.
+    pub(super) fn damaged_or(&self, error: IndexError) -> IndexError {
+        self.damage.get().map_or(error, |words| IndexError::Damaged(words.clone()))
     }
 
     /// Makes everything durable: the pages, then the front, if it has changed.

@@ -13,7 +13,7 @@ mod measure;
 
 const LOG: Uuid = Uuid::from_u128(0xa11);
 /// So little that most is read from the file.
-const CACHE_BYTES: usize = 64 << 10;
+const CACHE_BYTES: usize = 16 << 10;
 
 fn open(disk: &MemoryDisk) -> Result<Index, IndexError> {
     Index::open(disk, LOG, CACHE_BYTES)
