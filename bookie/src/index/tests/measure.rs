@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::disk::OsDisk;
 
-fn long() -> bool {
+pub(super) fn long() -> bool {
     std::env::var_os("INKFAST_LONG").is_some()
 }
 
