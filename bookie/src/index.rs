@@ -8,7 +8,7 @@
 //! many to a row (`runs`). A changed bit anywhere in the file gives an error when it is read, never
 //! "not found": [`IndexError::Damaged`] says that the file is to be removed and made anew.
 //!
-//! Every call blocks.
+//! Every call blocks, and so does dropping the last handle.
 //!
 //! Not here: what becomes durable after the last checkpoint, which its owner has in memory; and
 //! making the index from the log.
