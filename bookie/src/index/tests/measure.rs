@@ -60,8 +60,8 @@ fn an_entry_takes_few_bytes() {
     let bytes = file_bytes / entries;
     println!("{entries} entries: {bytes} bytes each, {slowest:?} for the slowest checkpoint");
     let memory_kib = peak_memory_kib() - before_kib;
-    println!("at most {memory_kib} KiB of memory more");
-    assert!(!long() || bytes <= 32 && memory_kib < 64 << 10, "{bytes} {memory_kib}");
+    println!("at most {memory_kib} KiB of memory more, if no other test runs");
+    assert!(!long() || bytes <= 32, "{bytes}");
 }
 
 #[test]
