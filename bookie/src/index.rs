@@ -8,21 +8,21 @@
 //! many to a row (`runs`). A changed bit anywhere in the file gives an error when it is read, never
 //! "not found": [`IndexError::Damaged`] says that the file is to be removed and made anew.
 //!
-//! Every call blocks.
+//! Every call blocks, and so does dropping the last handle.
 //!
 //! Not here: what becomes durable after the last checkpoint, which its owner has in memory; and
 //! making the index from the log.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use inkfast_protocol::{EntryId, LedgerId, WriterId};
 use redb::{Builder, Database, ReadTransaction, ReadableDatabase, WriteTransaction};
 use uuid::Uuid;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 use crate::log::{Known, Mark, Place, SegmentNumber};
 
 mod pages;
@@ -41,7 +41,15 @@ const NEW_FILE: &str = "index.redb.new";
 
 /// The index of one log. Clones are handles of the same one; the last that is dropped closes it.
 #[derive(Clone)]
-pub(crate) struct Index(Arc<Open>);
+pub(crate) struct Index(Arc<Shared>);
+
+struct Shared {
+    file: Arc<dyn DiskFile>,
+    log: Uuid,
+    cache_bytes: usize,
+    /// None after an error of the disk: redb does nothing more then, until it is opened again.
+    open: RwLock<Option<Open>>,
+}
 
 struct Open {
     database: Database,
@@ -109,10 +117,13 @@ impl Index {
     /// Opens the index of a log; makes an empty one if there is none. It takes about `cache_bytes`
     /// of memory, and 1 MiB more for each GiB of its file.
     ///
-    /// After an error of the disk the index answers nothing more until it is opened again.
+    /// After an error of the disk, each call tries anew.
     pub(crate) fn open(disk: &dyn Disk, log: Uuid, cache_bytes: usize) -> Result<Self, IndexError> {
         match disk.open(FILE) {
-            Ok(file) => Self::on(Pages::open(file, log)?, cache_bytes),
+            Ok(file) => {
+                let pages = Pages::open(file.clone(), log)?;
+                Self::new(file, log, cache_bytes, pages)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Self::make(disk, log, cache_bytes)
             }
@@ -249,7 +260,9 @@ impl Index {
     /// Makes an empty index. It gets its name when it is whole.
     fn make(disk: &dyn Disk, log: Uuid, cache_bytes: usize) -> Result<Self, IndexError> {
         remove(disk, NEW_FILE)?;
-        let index = Self::on(Pages::create(disk.create(NEW_FILE)?, log), cache_bytes)?;
+        let file = disk.create(NEW_FILE)?;
+        let pages = Pages::create(file.clone(), log);
+        let index = Self::new(file, log, cache_bytes, pages)?;
         index.write(|rows| {
             rows.open_table(META)?;
             rows.open_table(SEGMENTS)?;
@@ -262,37 +275,77 @@ impl Index {
         Ok(index)
     }
 
-    fn on(pages: Pages, cache_bytes: usize) -> Result<Self, IndexError> {
-        let pages = Arc::new(pages);
-        let database = Builder::new()
-            .set_cache_size(cache_bytes)
-            .create_with_backend(Backend(pages.clone()))
-            .map_err(|error| damaged_or(&pages, error.into()))?;
-        Ok(Self(Arc::new(Open { database, pages })))
+    fn new(
+        file: Arc<dyn DiskFile>,
+        log: Uuid,
+        cache_bytes: usize,
+        pages: Pages,
+    ) -> Result<Self, IndexError> {
+        let open = RwLock::new(Some(Open::new(pages, cache_bytes)?));
+        Ok(Self(Arc::new(Shared { file, log, cache_bytes, open })))
     }
 
     fn read<T>(
         &self,
         work: impl FnOnce(&ReadTransaction) -> Result<T, IndexError>,
     ) -> Result<T, IndexError> {
-        let Open { database, pages } = &*self.0;
-        let read = || work(&database.begin_read()?);
-        read().map_err(|error| damaged_or(pages, error))
+        self.0.run(|database| work(&database.begin_read()?))
     }
 
     fn write(
         &self,
         work: impl FnOnce(&WriteTransaction) -> Result<(), IndexError>,
     ) -> Result<(), IndexError> {
-        let Open { database, pages } = &*self.0;
-        let write = || {
+        self.0.run(|database| {
             let mut rows = database.begin_write()?;
             // Or all of the file would be read after a crash.
             rows.set_quick_repair(true);
             work(&rows)?;
             Ok(rows.commit()?)
-        };
-        write().map_err(|error| damaged_or(pages, error))
+        })
+    }
+}
+
+impl Shared {
+    fn run<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, IndexError>,
+    ) -> Result<T, IndexError> {
+        let mut open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if open.is_none() {
+            drop(open);
+            self.open_again()?;
+            open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        }
+        let Some(Open { database, pages }) = &*open else { return Err(failed_before()) };
+        let done = work(database).map_err(|error| pages.damaged_or(error));
+        if matches!(done, Err(IndexError::Io(_))) {
+            drop(open);
+            // Waits for all who use it: two must not write the same file.
+            *self.open.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        done
+    }
+
+    fn open_again(&self) -> Result<(), IndexError> {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if open.is_none() {
+            // The very file: another of its name, or a new one, would not have what it has.
+            let pages = Pages::open(self.file.clone(), self.log)?;
+            *open = Some(Open::new(pages, self.cache_bytes)?);
+        }
+        Ok(())
+    }
+}
+
+impl Open {
+    fn new(pages: Pages, cache_bytes: usize) -> Result<Self, IndexError> {
+        let pages = Arc::new(pages);
+        let database = Builder::new()
+            .set_cache_size(cache_bytes)
+            .create_with_backend(Backend(pages.clone()))
+            .map_err(|error| pages.damaged_or(error.into()))?;
+        Ok(Self { database, pages })
     }
 }
 
@@ -303,17 +356,15 @@ fn remove(disk: &dyn Disk, name: &str) -> io::Result<()> {
     }
 }
 
-/// Says that the file is damaged if that was found, now or before: redb knows it as an error of the
-/// disk, and of each later call only that there was one before.
-fn damaged_or(pages: &Pages, error: IndexError) -> IndexError {
-    pages.damage().map_or(error, |words| IndexError::Damaged(words.to_owned()))
+fn failed_before() -> IndexError {
+    IndexError::Io(io::Error::other("an earlier access failed"))
 }
 
 impl From<redb::Error> for IndexError {
     fn from(error: redb::Error) -> Self {
         match error {
             redb::Error::Io(error) => Self::Io(error),
-            redb::Error::PreviousIo => Self::Io(io::Error::other("an earlier access failed")),
+            redb::Error::PreviousIo => failed_before(),
             error => Self::Damaged(error.to_string()),
         }
     }

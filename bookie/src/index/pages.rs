@@ -6,9 +6,9 @@
 //! | block | what |
 //! |---|---|
 //! | 0, 1 | the front, twice: see [`Front`] |
-//! | 2 | the CRC32C of each of the next 1024 pages, which is also over the page's number; 0 is a page that was never written |
-//! | 3 to 1026 | pages 0 to 1023 of redb's file |
-//! | 1027 | the checksums of the pages behind it, and so on |
+//! | 2 | the checksums of pages 0 to 1023, each a CRC32C of its number and its bytes |
+//! | 3 to 1026 | these pages |
+//! | 1027 | the checksums of the next 1024 pages, and so on |
 //!
 //! A block is as long as a page of redb. What redb has in its page 0 is in the front: it is the only
 //! page that is overwritten while it counts. All others are written where nothing is that counts,
@@ -50,6 +50,7 @@ pub(super) struct Pages {
 
 #[derive(Default)]
 struct Checksums {
+    /// 0 is that of a page that was never written.
     of_pages: Vec<u32>,
     /// The groups whose block is to be written.
     changed: BTreeSet<usize>,
@@ -124,9 +125,10 @@ impl Pages {
         Self { file, checksums, front, damage: OnceLock::new() }
     }
 
-    /// Tells in words what was found damaged, if anything was.
-    pub(super) fn damage(&self) -> Option<&str> {
-        self.damage.get().map(String::as_str)
+    /// Says that the file is damaged if that was found, now or before: redb knows it as an error of
+    /// the disk, and of each later call only that there was one.
+    pub(super) fn damaged_or(&self, error: IndexError) -> IndexError {
+        self.damage.get().map_or(error, |words| IndexError::Damaged(words.clone()))
     }
 
     /// Makes everything durable: the pages, then the front, if it has changed.

@@ -16,7 +16,7 @@ pub(super) type RunKey = (u64, u64);
 pub(super) const RUNS: TableDefinition<'_, RunKey, &[u8]> = TableDefinition::new("runs");
 
 /// The most entries of a run.
-pub(super) const RUN_ENTRIES_MAX: usize = 1024;
+pub(super) const RUN_ENTRIES_MAX: usize = 256;
 /// The last run of a ledger is added to until it has so many: fewer rows for ledgers that grow
 /// slowly, and not too much that is written again.
 const SHORT_RUN_ENTRIES: usize = 128;

@@ -9,11 +9,12 @@ use super::*;
 use crate::disk::{MemoryDisk, Unsynced};
 
 mod failures;
+mod file;
 mod measure;
 
 const LOG: Uuid = Uuid::from_u128(0xa11);
 /// So little that most is read from the file.
-const CACHE_BYTES: usize = 64 << 10;
+const CACHE_BYTES: usize = 16 << 10;
 
 fn open(disk: &MemoryDisk) -> Result<Index, IndexError> {
     Index::open(disk, LOG, CACHE_BYTES)
@@ -23,7 +24,7 @@ fn ledger(id: u64) -> LedgerId {
     LedgerId::new(id).unwrap()
 }
 
-fn entries(ids: impl IntoIterator<Item = u64>) -> Vec<EntryId> {
+fn entries_of(ids: impl IntoIterator<Item = u64>) -> Vec<EntryId> {
     ids.into_iter().map(EntryId::new).collect()
 }
 
@@ -255,6 +256,29 @@ fn rows_of(index: &Index, id: u64) -> Vec<usize> {
         })
         .unwrap();
     rows
+}
+
+#[test]
+fn who_reads_is_not_disturbed_by_who_writes() {
+    let index = open(&MemoryDisk::new()).unwrap();
+    let all = places(0..3000, 1, 100);
+    let entries = [(ledger(1), all.clone())].into();
+    index.commit(&Checkpoint { entries, ..checkpoint(1) }).unwrap();
+    let asked = entries_of(0..3000);
+    let expected: Vec<_> = all.iter().map(|(_, place)| Some(*place)).collect();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for batch in 2..40 {
+                let grows = places(0..u64::from(batch) * 100, batch, 100);
+                let entries = [(ledger(0), grows.clone()), (ledger(2), grows)].into();
+                let emptied = [ledger(u64::from(batch % 2) * 2)].into();
+                index.commit(&Checkpoint { entries, emptied, ..checkpoint(batch) }).unwrap();
+            }
+        });
+        while !writer.is_finished() {
+            assert_eq!(index.find(ledger(1), &asked).unwrap(), expected);
+        }
+    });
 }
 
 #[test]
