@@ -5,7 +5,14 @@
 //! to the `store`. The one task there asks the ledger's gate (the protocol's rules) and pushes
 //! what it lets in to the [`log`]. The log writes and syncs a batch; what was queued meanwhile is
 //! the next. The store notes where each entry is, tells the gate that it is durable, and the
-//! gate's answers go back through `service`, acknowledged in runs. An entry is written once.
+//! gate's answers go back through `service`. What came together stays together all the way: a run
+//! of entries is let in, written and acknowledged at once. An entry is written once.
+//!
+//! # What is in memory
+//! The store has in memory what happened lately: the gates of ledgers in use, and where their last
+//! entries are. Now and then a *checkpoint* brings that to the `index` on disk, with the moment of
+//! the log up to which it is complete; what is older is found there. A start reads the log from
+//! that moment on. The index can be lost: then it is made from the whole log.
 //!
 //! # What a bookie promises
 //! * What it has acknowledged is on its disk, and survives a power loss.
@@ -19,12 +26,12 @@
 //!
 //! # Layers
 //! [`disk`] is the seam to the files, with one implementation that loses what was not synced;
-//! [`log`] knows records and nothing of ledgers; `store` knows ledgers and nothing of the
-//! network; `service` and `registration` face the cluster.
+//! [`log`] knows records and nothing of ledgers; `index` knows where entries are; `store` knows
+//! ledgers and nothing of the network; `service` and `registration` face the cluster.
 //!
 //! # Not here
-//! The index is in memory and made by reading the whole log at start. Nothing is ever deleted
-//! from the log yet, there is one data directory, and a full disk counts as a failed one.
+//! Nothing is ever deleted from the log yet, there is one data directory, and a full disk counts as
+//! a failed one. A log that is damaged gets no checkpoints.
 
 pub use daemon::{Bookie, Config};
 pub use error::Error;
