@@ -82,13 +82,19 @@ impl Owner {
         mut commands: mpsc::Receiver<Command>,
         mut completions: Completions<Token>,
     ) {
+        // What the log had at the start may be much.
+        self.checkpoint_if_due();
         loop {
             let writing = !matches!(self.standing, Standing::Failed(_));
-            let has_room = self.ledgers.recent() < RECENT_ENTRIES_MAX || !writing;
+            // There is room again when a checkpoint has ended; a sound store has one then.
+            let is_sound = matches!(self.standing, Standing::Sound);
+            let has_room = self.ledgers.recent() < RECENT_ENTRIES_MAX || !is_sound;
             let log = &self.log;
             let next_command = async {
-                // A log that has failed is always ready: it is not written to.
-                let _ = log.ready().await;
+                if writing {
+                    // A log that has failed is not written to.
+                    let _ = log.ready().await;
+                }
                 commands.recv().await
             };
             tokio::select! {
@@ -134,7 +140,11 @@ impl Owner {
                 if let Some(add) = add {
                     self.add(ledger, &adder, add, (outcomes, room)).await;
                 }
-                if let (Some(confirmed), Some(ledger)) = (confirmed, self.ledgers.get_mut(ledger)) {
+                // It may be told when the ledger is not in memory any more.
+                if let Some(confirmed) = confirmed
+                    && self.load(ledger).await.is_ok()
+                    && let Some(ledger) = self.ledgers.get_mut(ledger)
+                {
                     ledger.gate.on_confirmed(&adder, confirmed);
                 }
                 self.tips.tell(ledger, &self.ledgers);
@@ -287,6 +297,10 @@ impl Owner {
         }
         moved.into_iter().for_each(|id| self.tips.tell(id, &self.ledgers));
         self.indexing.on_durable(mark);
+        self.checkpoint_if_due();
+    }
+
+    fn checkpoint_if_due(&mut self) {
         let is_sound = matches!(self.standing, Standing::Sound);
         if is_sound && self.indexing.is_due(self.ledgers.recent()) {
             self.indexing.begin(self.ledgers.freeze());
@@ -296,7 +310,10 @@ impl Owner {
     /// Without its index the bookie would fill its memory, so it takes no more writes.
     fn on_indexed(&mut self, ended: Result<(), IndexError>) {
         match ended {
-            Ok(()) => self.ledgers.forget(),
+            Ok(()) => {
+                self.ledgers.forget();
+                self.checkpoint_if_due();
+            }
             Err(error) => self.fail(&error.to_string()),
         }
     }

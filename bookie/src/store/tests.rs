@@ -6,6 +6,7 @@ use tokio::sync::mpsc::Receiver;
 use super::*;
 use crate::disk::{MemoryDisk, Unsynced};
 use crate::log;
+use crate::store::checkpoint::RECENT_ENTRIES_MAX;
 
 mod crashes;
 
@@ -243,6 +244,47 @@ async fn a_damaged_log_calls_nothing_absent_and_lets_no_writer_in() {
     assert!(matches!(refused, Err(Refusal::ReadOnly(_))), "{refused:?}");
     assert_eq!(world.add(&recovery(), &entry(7, 1, "payload")).await, Ok(()));
     assert_eq!(world.read(7, 1).await, Ok(entry(7, 1, "payload")));
+}
+
+#[tokio::test]
+async fn more_than_there_is_room_for_goes_through_and_is_there_at_the_next_start() {
+    let world = World::new().await;
+    let many = 3 * RECENT_ENTRIES_MAX as u64;
+    let mut started = Vec::new();
+    for first in (0..many).step_by(10) {
+        let entries = (first..first + 10).map(|id| entry(7, id, "payload")).collect();
+        started.push(world.start_adds(&writer(1), entries).await);
+    }
+    for mut happened in started {
+        assert_eq!(happened.recv().await.unwrap().result, Ok(()));
+    }
+    let disk = world.break_off().await;
+    disk.crash(Unsynced::Lost);
+    Index::remove(&*disk).unwrap();
+    let world = World::open(disk).await;
+    for id in 0..many {
+        assert_eq!(world.read(7, id).await, Ok(entry(7, id, "payload")));
+    }
+    assert_eq!(world.add(&writer(1), &entry(7, many, "more")).await, Ok(()));
+}
+
+#[tokio::test]
+async fn what_is_confirmed_after_a_ledger_left_the_memory_is_told() {
+    let world = World::new().await;
+    let mut tip = world.store.follow(ledger(7)).await.unwrap();
+    world.add(&writer(1), &entry(7, 0, "a")).await.unwrap();
+    for id in 0..10 * RECENT_ENTRIES_MAX as u64 {
+        world.add(&writer(1), &entry(8, id, "b")).await.unwrap();
+    }
+    let (outcomes, _happened) = mpsc::channel(OUTCOMES_MAX);
+    let confirmed = Some(EntryId::new(0));
+    let batch = Batch { add: None, confirmed };
+    world.store.add(ledger(7), &writer(1), batch, &outcomes).await.unwrap();
+    let told = |tip: &Tip| tip.confirmed == confirmed && tip.durable == confirmed;
+    tokio::time::timeout(std::time::Duration::from_secs(10), tip.wait_for(told))
+        .await
+        .expect("it is told")
+        .unwrap();
 }
 
 #[tokio::test]

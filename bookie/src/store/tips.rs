@@ -33,7 +33,10 @@ impl Tips {
             self.told.retain(|_, tip| tip.receiver_count() > 0);
             self.pruned_at = self.told.len() * 2 + 1;
         }
-        let tip = self.told.entry(id).or_insert_with(|| watch::Sender::new(tip(ledgers.get(id))));
+        let now = ledgers.get(id).map(tip).unwrap_or_default();
+        let tip = self.told.entry(id).or_insert_with(|| watch::Sender::new(now));
+        // It may have been told nothing while the ledger was not in memory.
+        tip.send_if_modified(|told| std::mem::replace(told, now) != now);
         tip.subscribe()
     }
 
@@ -49,16 +52,15 @@ impl Tips {
             self.told.remove(&id);
             return;
         }
-        let now = tip(ledgers.get(id));
+        // One that is not in memory has not moved.
+        let Some(ledger) = ledgers.get(id) else { return };
+        let now = tip(ledger);
         sender.send_if_modified(|told| std::mem::replace(told, now) != now);
     }
 }
 
-fn tip(ledger: Option<&Ledger>) -> Tip {
-    ledger.map_or_else(Tip::default, |ledger| Tip {
-        confirmed: ledger.gate.last_add_confirmed(),
-        durable: ledger.last(),
-    })
+fn tip(ledger: &Ledger) -> Tip {
+    Tip { confirmed: ledger.gate.last_add_confirmed(), durable: ledger.last() }
 }
 
 #[cfg(test)]
