@@ -38,7 +38,8 @@ fn a_bookie_of_another_ca_is_refused() {
 #[test]
 fn a_directory_of_another_cluster_is_refused_and_kept() {
     let (mut ours, other) = (Cluster::start(3), Cluster::start(0));
-    let ledger = ours.client.write(&[], lines(0..100));
+    // On all three: one of them is to be the only one that has it.
+    let ledger = ours.client.write(&["--ack-quorum", "3"], lines(0..100));
     ours.bookies[0].kill();
     let (dir, certs) = (ours.bookie_dir(0), other.home().join("certs"));
     let (dir, certs) = (dir.to_str().unwrap(), certs.to_str().unwrap());
