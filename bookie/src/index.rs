@@ -140,7 +140,8 @@ impl Index {
     /// Returns what is known of the log; none if no checkpoint was ever committed.
     pub(crate) fn known(&self) -> Result<Option<Known>, IndexError> {
         self.read(|rows| {
-            let segments = rows::segments(&rows.open_table(SEGMENTS)?)?.into_keys().collect();
+            let segments = rows::segments(&rows.open_table(SEGMENTS)?)?;
+            let segments = segments.into_iter().map(|(it, info)| (it, info.bytes)).collect();
             let mark = rows::mark(&rows.open_table(META)?)?;
             Ok(mark.map(|mark| Known { mark, segments }))
         })

@@ -1,13 +1,13 @@
 //! Opens a log: reads it, tells a torn tail from damage, and settles the tail.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::buffer::Buffer;
 use super::record::{self, ALIGNMENT, FLAG_LAST, Header};
-use super::segment::{self, Segment};
+use super::segment::{self, Ends, Segment};
 use super::spares::Spares;
 use super::writer::Tail;
 use super::{KIND_DROPPED, LogError, Mark, Place, SegmentNumber};
@@ -31,8 +31,8 @@ pub struct Settings {
 pub struct Known {
     /// The records before it are known.
     pub mark: Mark,
-    /// All segments that there were at the mark.
-    pub segments: BTreeSet<SegmentNumber>,
+    /// All segments that there were at the mark, and where the records of each end.
+    pub segments: BTreeMap<SegmentNumber, u32>,
 }
 
 /// What a replay shows.
@@ -116,7 +116,7 @@ pub fn create(disk: &dyn Disk, log: Uuid) -> Result<(), LogError> {
         disk.remove(&number.to_string()).map_err(LogError::io("remove", number))?;
     }
     let spares = Spares::find(disk).map_err(LogError::io("list", "the directory"))?;
-    Segment::create(disk, &spares, log, SegmentNumber::FIRST, (0, &BTreeSet::new())).map(drop)
+    Segment::create(disk, &spares, log, SegmentNumber::FIRST, &Ends::new()).map(drop)
 }
 
 /// Opens a log and shows its records, in the order they were written: all, or those that are not
@@ -137,82 +137,105 @@ pub fn open(
     let mut replay = Replay {
         visit,
         replayed: Replayed::default(),
-        segments: BTreeSet::new(),
-        sequence: known.map_or(0, |known| known.mark.sequence),
+        segments: Ends::new(),
+        mark: known.map_or(Mark::BEGINNING, |known| known.mark),
     };
-    let mut tail = Tail::new(disk.clone(), settings, spares, last);
-    let mut opened = Vec::new();
-    for &number in &present {
-        if known.is_none_or(|known| number >= known.mark.segment) {
-            opened.push((number, Segment::open(&*disk, settings.log, number)?));
+    let since = known.map_or(SegmentNumber::FIRST, |known| known.mark.segment);
+    // The newest header that is whole tells where all segments before it end.
+    let mut newest = None;
+    for number in present.range(since..).rev() {
+        if let Some(segment) = Segment::open(&*disk, settings.log, *number)? {
+            newest = Some((*number, segment.earlier));
+            break;
         }
     }
-    replay.expect(known, &opened);
-    let mut ends = opened.iter().skip(1).map(|(_, next)| Some(next.as_ref()?.previous_end));
-    let ends: Vec<_> = opened.iter().map(|_| ends.next().flatten()).collect();
-    for ((number, segment), known_end) in opened.into_iter().zip(ends) {
-        let from =
-            known.filter(|known| known.mark.segment == number).map(|known| known.mark.offset);
-        let Some(segment) = segment else {
-            tail.end = replay.headless(&*disk, number, known_end)?;
+    replay.expect(known, newest.as_ref(), last);
+    let next = replay.segments.last_key_value().map_or(last, |(highest, _)| *highest).next();
+    let mut growing = None;
+    for &number in present.range(since..) {
+        let is_before = newest.as_ref().filter(|(newest, _)| number < *newest);
+        let known_end = is_before.and_then(|(_, ends)| ends.get(&number).copied());
+        if !replay.segments.contains_key(&number) {
+            // It was dropped before the newest header was made.
+            continue;
+        }
+        let Some(segment) = Segment::open(&*disk, settings.log, number)? else {
+            replay.headless(&*disk, number, known_end)?;
             continue;
         };
-        let end = replay.segment(&segment, from, known_end)?;
-        tail.end = end.offset;
+        let from = known.map(|known| known.mark).filter(|mark| mark.segment == number);
+        let end = replay.segment(&segment, from.map(|mark| mark.offset), known_end)?;
+        (replay.mark.segment, replay.mark.offset) = (number, end.offset);
         if number == last {
             end.settle(&*disk, &segment)?;
-            tail.grow(segment);
-        } else if replay.replayed.damages.is_empty() {
-            let mark = Mark { segment: number, offset: end.offset, sequence: replay.sequence };
-            let ended = (replay.visit)(Shown::End(mark));
+            growing = Some(segment);
+        } else if replay.replayed.damages.is_empty() && replay.is_whole_before(number, &present) {
+            let ended = (replay.visit)(Shown::End(replay.mark));
             ended.map_err(|why| LogError::refused(number, why))?;
         }
     }
     replay.note_missing(&present);
-    for number in present.difference(&replay.segments) {
+    replay.replayed.damages.sort_unstable_by_key(Damage::segment);
+    for number in present.iter().filter(|number| !replay.segments.contains_key(number)) {
         // It was dropped, and the process ended before its file was.
         let name = number.to_string();
-        tail.spares.put(&*disk, &name).map_err(LogError::io("remove", name))?;
+        spares.put(&*disk, &name).map_err(LogError::io("remove", name))?;
     }
-    replay.replayed.damages.sort_unstable_by_key(Damage::segment);
+    // Or a spare could be known by its old name again when it is another segment.
+    disk.sync_names().map_err(LogError::io("sync", "the directory"))?;
+    let mut tail = Tail::new(disk, settings, spares, (replay.mark, next));
     tail.segments = replay.segments;
-    tail.sequence = replay.sequence;
+    // Not if a segment is missing behind it.
+    if let Some(segment) = growing.filter(|segment| segment.number.next() == next) {
+        tail.grow(segment);
+    }
     Ok((tail, replay.replayed))
 }
 
 struct Replay<'a, 'v> {
     visit: &'a mut Visit<'v>,
     replayed: Replayed,
-    /// Those that were not dropped, as far as is known.
-    segments: BTreeSet<SegmentNumber>,
-    /// The highest sequence number of a batch so far.
-    sequence: u64,
+    /// Those that were not dropped, as far as is known, with their ends.
+    segments: Ends,
+    /// The moment after the last record that was shown.
+    mark: Mark,
 }
 
 impl Replay<'_, '_> {
-    /// Finds out which segments there have to be: those that are known, or that the last header
+    /// Finds out which segments there have to be: those that are known, or that the newest header
     /// lists, and those since, which could not be dropped yet.
-    fn expect(&mut self, known: Option<&Known>, opened: &[(SegmentNumber, Option<Segment>)]) {
-        let listed =
-            opened.iter().rev().find_map(|(number, segment)| Some((number, segment.as_ref()?)));
-        let since = match (known, listed) {
+    fn expect(
+        &mut self,
+        known: Option<&Known>,
+        newest: Option<&(SegmentNumber, Ends)>,
+        last: SegmentNumber,
+    ) {
+        let since = match (known, newest) {
             (Some(known), _) => {
                 self.segments.clone_from(&known.segments);
                 known.mark.segment
             }
-            (None, Some((number, segment))) => {
-                self.segments.clone_from(&segment.earlier);
+            (None, Some((number, earlier))) => {
+                self.segments.clone_from(earlier);
                 *number
             }
             (None, None) => SegmentNumber::FIRST,
         };
-        if let Some((last, _)) = opened.last() {
-            self.segments.extend((since.0..=last.0).map(SegmentNumber));
+        for number in (since.0..=last.0.max(since.0)).map(SegmentNumber) {
+            self.segments.entry(number).or_insert(0);
+        }
+        for (number, end) in newest.into_iter().flat_map(|(_, earlier)| earlier) {
+            self.segments.entry(*number).and_modify(|known| *known = *end);
         }
     }
 
+    /// Whether no segment is missing before this one.
+    fn is_whole_before(&self, number: SegmentNumber, present: &BTreeSet<SegmentNumber>) -> bool {
+        self.segments.range(..number).all(|(earlier, _)| present.contains(earlier))
+    }
+
     fn note_missing(&mut self, present: &BTreeSet<SegmentNumber>) {
-        for &missing in self.segments.difference(present) {
+        for &missing in self.segments.keys().filter(|number| !present.contains(number)) {
             match self.replayed.damages.last_mut() {
                 Some(Damage::Missing { last, .. }) if last.next() == missing => *last = missing,
                 _ => {
@@ -246,7 +269,7 @@ impl Replay<'_, '_> {
                 end.batch_start = Some(record.header.batch.start);
                 end.offset = record.end;
             } else if known_end.is_none() && !scan.later_batch_follows(end.offset)? {
-                if scan.is_torn(end.offset, self.sequence + 1)? {
+                if scan.is_torn(end.offset, self.mark.sequence + 1)? {
                     let bytes = scan.len - end.offset;
                     let cut = Cut { segment: segment.number, offset: end.offset, bytes };
                     self.replayed.cut = Some(cut);
@@ -262,20 +285,23 @@ impl Replay<'_, '_> {
             self.note_damage(segment.number, end.offset, known_end);
             end.offset = end.offset.max(known_end);
         }
+        self.segments.entry(segment.number).and_modify(|known| *known = end.offset);
         Ok(end)
     }
 
-    /// Notes a segment of which no record can be checked, and gives its end.
+    /// Notes a segment of which no record can be checked.
     fn headless(
         &mut self,
         disk: &dyn Disk,
         number: SegmentNumber,
         known_end: Option<u32>,
-    ) -> Result<u32, LogError> {
+    ) -> Result<(), LogError> {
         let file = disk.open(&number.to_string()).map_err(LogError::io("open", number))?;
         let end = known_end.map_or_else(|| segment::file_bytes(&*file, number), Ok)?;
         self.replayed.damages.push(Damage::Range { segment: number, offset: 0, bytes: end });
-        Ok(end)
+        self.segments.insert(number, end);
+        (self.mark.segment, self.mark.offset) = (number, end);
+        Ok(())
     }
 
     fn show(
@@ -299,7 +325,7 @@ impl Replay<'_, '_> {
         shown.map_err(|why| {
             LogError::refused(segment, format!("the record at offset {offset}: {why}"))
         })?;
-        self.sequence = self.sequence.max(batch.sequence);
+        self.mark.sequence = self.mark.sequence.max(batch.sequence);
         Ok(())
     }
 }

@@ -6,7 +6,7 @@
 //! | 8 | 4 | CRC32C of all that follows up to the end of the message |
 //! | 12 | 4 | format version; all before here is so in every format |
 //! | 16 | 4 | length of the message |
-//! | 20 | | a protobuf message: the log, the number, the segments before; zeros up to a block |
+//! | 20 | | a protobuf message: the log, the number, the segments before with their ends; zeros up to a block |
 //!
 //! Records follow.
 //!
@@ -14,7 +14,7 @@
 //! bytes of an earlier segment may follow the last record; as the number of that segment is part of
 //! their checksums, they are no records of this one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -43,11 +43,12 @@ pub(super) struct Segment {
     pub(super) seed: Seed,
     /// Where its records begin.
     pub(super) start: u32,
-    /// Where those of the segment before ended.
-    pub(super) previous_end: u32,
-    /// The segments that there were before it.
-    pub(super) earlier: BTreeSet<SegmentNumber>,
+    /// The segments that there were before it, and where the records of each end.
+    pub(super) earlier: Ends,
 }
+
+/// Segments, and where their records end.
+pub(super) type Ends = BTreeMap<SegmentNumber, u32>;
 
 impl Segment {
     /// Makes a segment, of a spare file if there is one; it is durable, with its name, when this
@@ -57,9 +58,9 @@ impl Segment {
         spares: &Spares,
         log: Uuid,
         number: SegmentNumber,
-        (previous_end, earlier): (u32, &BTreeSet<SegmentNumber>),
+        earlier: &Ends,
     ) -> Result<Self, LogError> {
-        let header = Header { log, number, previous_end, earlier: earlier.clone() };
+        let header = Header { log, number, earlier: earlier.clone() };
         let encoded = header.encode().ok_or_else(|| {
             LogError::refused(number, "there are too many segments: the log takes no more")
         })?;
@@ -116,8 +117,8 @@ impl Segment {
     }
 
     fn new(header: Header, file: Arc<dyn DiskFile>, start: u32) -> Self {
-        let Header { log, number, previous_end, earlier } = header;
-        Self { number, file, seed: Seed::new(log, number), start, previous_end, earlier }
+        let Header { log, number, earlier } = header;
+        Self { number, file, seed: Seed::new(log, number), start, earlier }
     }
 
     pub(super) fn read(&self, offset: u32, bytes: usize) -> io::Result<Vec<u8>> {
@@ -162,8 +163,7 @@ const _: () = assert!(
 struct Header {
     log: Uuid,
     number: SegmentNumber,
-    previous_end: u32,
-    earlier: BTreeSet<SegmentNumber>,
+    earlier: Ends,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -172,12 +172,13 @@ struct StoredHeader {
     log: Vec<u8>,
     #[prost(uint32, tag = "2")]
     number: u32,
-    #[prost(uint32, tag = "3")]
-    previous_end: u32,
     /// Of each segment before this one, by how much its number is higher than that of the one
     /// before it, or than 0.
-    #[prost(uint32, repeated, tag = "4")]
+    #[prost(uint32, repeated, tag = "3")]
     earlier: Vec<u32>,
+    /// Where the records of each of them end.
+    #[prost(uint32, repeated, tag = "4")]
+    ends: Vec<u32>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -191,12 +192,12 @@ enum Parsed {
 impl Header {
     /// Encodes the header with what fills its last block; none if it lists too much.
     fn encode(&self) -> Option<Buffer> {
-        let before = [0].into_iter().chain(self.earlier.iter().map(|number| number.0));
+        let before = [0].into_iter().chain(self.earlier.keys().map(|number| number.0));
         let message = StoredHeader {
             log: self.log.as_bytes().to_vec(),
             number: self.number.0,
-            previous_end: self.previous_end,
-            earlier: self.earlier.iter().zip(before).map(|(it, before)| it.0 - before).collect(),
+            earlier: self.earlier.keys().zip(before).map(|(it, before)| it.0 - before).collect(),
+            ends: self.earlier.values().copied().collect(),
         }
         .encode_to_vec();
         if FIXED_BYTES + message.len() > HEADER_BYTES_MAX {
@@ -246,11 +247,14 @@ impl Header {
             last = last.checked_add(higher)?;
             Some(SegmentNumber(last))
         };
+        let earlier: Vec<_> = stored.earlier.into_iter().map(&mut number).collect::<Option<_>>()?;
+        if earlier.len() != stored.ends.len() {
+            return None;
+        }
         Some(Parsed::Header(Self {
             log: Uuid::from_slice(&stored.log).ok()?,
             number: SegmentNumber(stored.number),
-            previous_end: stored.previous_end,
-            earlier: stored.earlier.into_iter().map(&mut number).collect::<Option<_>>()?,
+            earlier: earlier.into_iter().zip(stored.ends).collect(),
         }))
     }
 }
@@ -266,8 +270,8 @@ mod tests {
     const NUMBER: SegmentNumber = SegmentNumber(5);
 
     fn header() -> Header {
-        let earlier = [1, 2, 4].map(SegmentNumber).into();
-        Header { log: LOG, number: NUMBER, previous_end: 8192, earlier }
+        let earlier = [1, 2, 4].map(|number| (SegmentNumber(number), 4096 * number)).into();
+        Header { log: LOG, number: NUMBER, earlier }
     }
 
     #[test]
@@ -286,13 +290,14 @@ mod tests {
     #[test]
     fn a_header_lists_thousands_of_segments() {
         let disk = MemoryDisk::new();
-        let earlier: BTreeSet<_> = (1..100_000).step_by(7).map(SegmentNumber).collect();
+        let earlier = (1..100_000).step_by(7).map(|number| (SegmentNumber(number), number * 8));
+        let earlier: Ends = earlier.collect();
         let number = SegmentNumber(100_000);
-        let create = || Segment::create(&disk, &Spares::default(), LOG, number, (1, &earlier));
+        let create = || Segment::create(&disk, &Spares::default(), LOG, number, &earlier);
         let made = create().unwrap();
         let found = Segment::open(&disk, LOG, number).unwrap().unwrap();
         assert_eq!(found.earlier, earlier);
-        assert_eq!((found.start, found.previous_end), (made.start, 1));
+        assert_eq!(found.start, made.start);
         assert!(found.start > 3 * record::length(&[0; BLOCK_BYTES]));
     }
 

@@ -148,7 +148,7 @@ async fn records_are_replayed_and_read_on_a_real_disk() {
 fn a_last_record_torn_at_any_byte_is_cut() {
     let (disk, mut tail) = new_log();
     let all = commit(&mut tail, &payloads(&["first", "second"])).unwrap();
-    let start = tail.end;
+    let start = tail.mark().offset;
     let last = commit(&mut tail, &payloads(&["the last one"])).unwrap();
     let whole = read(&disk, &name(1));
     for torn in start..end(last[0].0) {

@@ -1,6 +1,6 @@
 //! Appends records, many a sync.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::buffer::Buffer;
 use super::record::{self, FLAG_LAST, Header, PAYLOAD_BYTES_MAX};
 use super::replay::Settings;
-use super::segment::{SEGMENT_BYTES_MAX, Segment};
+use super::segment::{Ends, SEGMENT_BYTES_MAX, Segment};
 use super::spares::Spares;
 use super::{KIND_DROPPED, LogError, Mark, Place, SegmentNumber};
 use crate::disk::{BLOCK_BYTES, Disk};
@@ -141,37 +141,34 @@ pub struct Tail {
     pub(super) segment: Option<Segment>,
     /// The number of the next segment to be made.
     pub(super) next: SegmentNumber,
-    /// All segments that were not dropped.
-    pub(super) segments: BTreeSet<SegmentNumber>,
+    /// All segments that were not dropped, with their ends.
+    pub(super) segments: Ends,
     pub(super) spares: Spares,
-    /// Where the last segment ends.
-    pub(super) end: u32,
+    /// The moment after the last batch.
+    pub(super) mark: Mark,
     /// Up to where the disk has set aside room.
     pub(super) reserved: u64,
-    /// The sequence number of the last batch.
-    pub(super) sequence: u64,
     pub(super) buffer: Buffer,
 }
 
 impl Tail {
-    /// Makes the end of a log behind a segment, which is the last.
+    /// Makes the end of a log after a moment, whose next segment has this number.
     pub(super) fn new(
         disk: Arc<dyn Disk>,
         settings: Settings,
         spares: Spares,
-        last: SegmentNumber,
+        (mark, next): (Mark, SegmentNumber),
     ) -> Self {
         Self {
             disk,
             log: settings.log,
             segment_bytes_max: settings.segment_bytes_max.min(SEGMENT_BYTES_MAX),
             segment: None,
-            next: last.next(),
-            segments: BTreeSet::new(),
+            next,
+            segments: Ends::new(),
             spares,
-            end: 0,
+            mark,
             reserved: 0,
-            sequence: 0,
             buffer: Buffer::new(BUFFER_BYTES),
         }
     }
@@ -179,18 +176,17 @@ impl Tail {
     /// Lets the last segment grow, of which nothing is behind the end; but not if a batch was torn
     /// off in its last block, for the next one has to begin a block.
     pub(super) fn grow(&mut self, segment: Segment) {
-        self.reserved = u64::from(self.end);
-        self.segment = (self.end as usize).is_multiple_of(BLOCK_BYTES).then_some(segment);
+        self.reserved = u64::from(self.mark.offset);
+        self.segment = (self.mark.offset as usize).is_multiple_of(BLOCK_BYTES).then_some(segment);
     }
 
     /// Returns the moment after the last batch.
-    pub fn mark(&self) -> Mark {
-        let segment = SegmentNumber(self.next.0 - 1);
-        Mark { segment, offset: self.end, sequence: self.sequence }
+    pub const fn mark(&self) -> Mark {
+        self.mark
     }
 
-    /// Returns all segments that were not dropped, also those that are missing.
-    pub const fn segments(&self) -> &BTreeSet<SegmentNumber> {
+    /// Returns all segments that were not dropped, also those that are missing, with their ends.
+    pub const fn segments(&self) -> &BTreeMap<SegmentNumber, u32> {
         &self.segments
     }
 
@@ -206,7 +202,7 @@ impl Tail {
     pub(super) fn commit<T>(&mut self, appends: Vec<Append<T>>) -> Result<Batch<T>, LogError> {
         let bytes: usize = appends.iter().map(Append::stored_bytes).sum();
         let segment = self.segment_with_room(bytes.next_multiple_of(BLOCK_BYTES))?;
-        let batch = record::Batch { sequence: self.sequence + 1, start: self.end };
+        let batch = record::Batch { sequence: self.mark.sequence + 1, start: self.mark.offset };
         self.buffer.clear();
         let (mut durable, mut dropped) = (Vec::with_capacity(appends.len()), Vec::new());
         let mut records: usize = appends.iter().map(|append| append.payloads.len()).sum();
@@ -233,12 +229,13 @@ impl Tail {
             .file
             .write_blocks(u64::from(batch.start), self.buffer.bytes())
             .map_err(LogError::io("write to", segment.number))?;
-        let mark = Mark { segment: segment.number, offset: end, sequence: batch.sequence };
-        (self.end, self.sequence, self.segment) = (end, batch.sequence, Some(segment));
+        self.mark = Mark { segment: segment.number, offset: end, sequence: batch.sequence };
+        self.segments.insert(segment.number, end);
+        self.segment = Some(segment);
         for number in dropped {
             self.segments.remove(&number);
         }
-        Ok(Batch { appends: durable, mark })
+        Ok(Batch { appends: durable, mark: self.mark })
     }
 
     /// Lets the disk set aside room in large steps: each by itself would make a sync dearer.
@@ -251,16 +248,17 @@ impl Tail {
 
     /// Takes the growing segment, or a new one if this batch would be too much for it.
     fn segment_with_room(&mut self, bytes: usize) -> Result<Segment, LogError> {
-        let room = self.segment_bytes_max.saturating_sub(self.end) as usize;
+        let room = self.segment_bytes_max.saturating_sub(self.mark.offset) as usize;
         match self.segment.take() {
             // An empty segment takes any batch.
-            Some(segment) if bytes <= room || self.end == segment.start => Ok(segment),
+            Some(segment) if bytes <= room || self.mark.offset == segment.start => Ok(segment),
             _ => {
-                let (number, before) = (self.next, (self.end, &self.segments));
+                let (number, before) = (self.next, &self.segments);
                 let segment = Segment::create(&*self.disk, &self.spares, self.log, number, before)?;
                 let len = segment.file.len_bytes().map_err(LogError::io("read", number))?;
-                self.segments.insert(number);
-                (self.next, self.end, self.reserved) = (number.next(), segment.start, len);
+                self.segments.insert(number, segment.start);
+                (self.next, self.reserved) = (number.next(), len);
+                (self.mark.segment, self.mark.offset) = (number, segment.start);
                 Ok(segment)
             }
         }

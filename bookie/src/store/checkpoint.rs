@@ -35,20 +35,28 @@ impl Segments {
         Self { infos, mark }
     }
 
-    /// Forgets the segments that are not there any more.
-    pub(super) fn retain(&mut self, there: &BTreeSet<SegmentNumber>) {
-        self.infos.retain(|number, _| there.contains(number));
+    /// Has these segments, with their ends, and no others.
+    pub(super) fn set(&mut self, there: &BTreeMap<SegmentNumber, u32>) {
+        self.infos.retain(|number, _| there.contains_key(number));
+        for (number, end) in there {
+            self.grow(*number, *end);
+        }
+    }
+
+    /// Notes how far a segment goes, and returns how much that is more than before.
+    fn grow(&mut self, number: SegmentNumber, end: u32) -> u32 {
+        let nothing = SegmentInfo { bytes: 0, live_bytes: 0, verified_at_ms: None };
+        let info = self.infos.entry(number).or_insert(nothing);
+        let more = end.saturating_sub(info.bytes);
+        info.bytes += more;
+        info.live_bytes += more;
+        more
     }
 
     /// Notes the moment after a batch, and returns how many bytes it has.
     pub(super) fn on_durable(&mut self, mark: Mark) -> u64 {
-        let nothing = SegmentInfo { bytes: 0, live_bytes: 0, verified_at_ms: None };
-        let info = self.infos.entry(mark.segment).or_insert(nothing);
-        let more = mark.offset.saturating_sub(info.bytes);
-        info.bytes += more;
-        info.live_bytes += more;
         self.mark = self.mark.max(mark);
-        more.into()
+        self.grow(mark.segment, mark.offset).into()
     }
 
     /// Makes a checkpoint of all changes up to the last batch that is durable.

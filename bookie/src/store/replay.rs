@@ -19,6 +19,9 @@ use crate::record;
 /// The memory that the index takes for its pages.
 const INDEX_CACHE_BYTES: usize = 64 << 20;
 
+/// How long a segment grows. In tests that is little, so that they also meet many.
+const SEGMENT_BYTES: u32 = if cfg!(test) { 64 << 10 } else { SEGMENT_BYTES_MAX };
+
 /// What a store begins with.
 pub(super) struct Opened {
     pub(super) index: Index,
@@ -47,7 +50,7 @@ fn open_with(disk: Arc<dyn Disk>, log: Uuid) -> Result<Opened, StoreError> {
     let mark = known.as_ref().map_or(Mark::BEGINNING, |known| known.mark);
     let segments = Segments::new(index.segments()?, mark);
     let mut replay = Replay { index, segments, ledgers: BTreeMap::new(), entries: 0, failed: None };
-    let settings = Settings { log, segment_bytes_max: SEGMENT_BYTES_MAX };
+    let settings = Settings { log, segment_bytes_max: SEGMENT_BYTES };
     let mut visit = |shown: Shown<'_>| match shown {
         Shown::Record(place, kind, payload) => replay.record(place, kind, payload),
         Shown::End(mark) => replay.end(mark),
@@ -59,7 +62,7 @@ fn open_with(disk: Arc<dyn Disk>, log: Uuid) -> Result<Opened, StoreError> {
     let (tail, replayed) = opened?;
     let Replay { index, mut segments, ledgers: known, .. } = replay;
     segments.on_durable(tail.mark());
-    segments.retain(tail.segments());
+    segments.set(tail.segments());
     let mut ledgers = Ledgers::default();
     for (id, known) in known {
         ledgers.insert(id, known);

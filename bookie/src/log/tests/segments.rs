@@ -4,9 +4,7 @@ use super::*;
 
 /// What is to be known of a log that ends here.
 fn known(tail: &Tail) -> Known {
-    let segment = tail.segment.as_ref().unwrap().number;
-    let mark = Mark { segment, offset: tail.end, sequence: tail.sequence };
-    Known { mark, segments: tail.segments.clone() }
+    Known { mark: tail.mark(), segments: tail.segments().clone() }
 }
 
 fn open_known(disk: &MemoryDisk, known: &Known) -> (Tail, Vec<Vec<u8>>, Replayed) {
@@ -75,7 +73,8 @@ fn a_dropped_segment_becomes_another_and_nothing_of_it_comes_back() {
         let (mut tail, replayed) =
             open(Arc::new(disk.clone()), settings(SMALL), known, &mut |_| Ok(())).unwrap();
         assert_eq!(replayed, Replayed::default());
-        assert_eq!(tail.segments, [1, 3, 4, 5].map(SegmentNumber).into());
+        let segments: Vec<u32> = tail.segments().keys().map(|number| number.0).collect();
+        assert_eq!(segments, [1, 3, 4, 5]);
         let spare = format!("spare-{}", name(2));
         assert!(disk.list().unwrap().contains(&spare));
         let new = commit(&mut tail, &payloads(&["in the old file"])).unwrap();
@@ -96,4 +95,50 @@ fn a_drop_is_as_durable_as_any_record() {
     tail.commit(vec![dropping(2)]).unwrap_err();
     disk.crash(Unsynced::Lost);
     assert_eq!(try_open(&disk, SMALL).unwrap().1, all);
+}
+
+/// Segments of different lengths, one of which is dropped.
+#[test]
+fn each_segment_has_its_own_end_whatever_was_dropped_behind_it() {
+    let disk = MemoryDisk::new();
+    create(&disk, LOG).unwrap();
+    let (mut tail, ..) = try_open(&disk, SMALL).unwrap();
+    let mut all = Vec::new();
+    for length in [9000, 100, 5000, 20_000, 100] {
+        all.push(commit(&mut tail, &[vec![1; length]]).unwrap().remove(0));
+    }
+    for dropped in 2..=4 {
+        let disk = disk.copy();
+        let (mut tail, ..) = try_open(&disk, SMALL).unwrap();
+        tail.commit(vec![dropping(dropped)]).unwrap();
+        // Its file goes, and another header is made after that.
+        drop(try_open(&disk, SMALL).unwrap());
+        let (mut tail, ..) = try_open(&disk, SMALL).unwrap();
+        let more = commit(&mut tail, &payloads(&["more"])).unwrap();
+        let (_, shown, replayed) = try_open(&disk, SMALL).unwrap();
+        assert_eq!(replayed, Replayed::default(), "without {dropped}");
+        let left = all.iter().filter(|(place, _)| place.segment.0 != dropped);
+        assert_eq!(shown, left.cloned().chain(more).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_number_is_not_used_again_if_its_file_is_lost() {
+    let (disk, all) = three_segments();
+    let (tail, ..) = try_open(&disk, SMALL).unwrap();
+    let known = known(&tail);
+    disk.remove(&name(3)).unwrap();
+    let third = SegmentNumber(3);
+    let missing = [Damage::Missing { first: third, last: third }];
+    let (mut tail, shown, replayed) = open_known(&disk, &known);
+    assert_eq!((shown, &replayed.damages[..]), (vec![], &missing[..]));
+    let more = commit(&mut tail, &payloads(&["more"])).unwrap();
+    assert_eq!(more[0].0.segment, SegmentNumber(4));
+    for known in [Some(&known), None] {
+        let (_, replayed) =
+            open(Arc::new(disk.clone()), settings(SMALL), known, &mut |_| Ok(())).unwrap();
+        assert_eq!(replayed.damages, missing);
+    }
+    let (_, shown, _) = try_open(&disk, SMALL).unwrap();
+    assert_eq!(shown, [&all[..2], &more[..]].concat());
 }

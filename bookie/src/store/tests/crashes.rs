@@ -111,7 +111,7 @@ impl Model {
 
 #[tokio::test]
 async fn a_power_loss_at_any_step_keeps_what_was_acknowledged() {
-    let (mut lives, mut acknowledged, mut indexed) = (0, 0, 0);
+    let (mut lives, mut acknowledged, mut indexed, mut rebuilt) = (0, 0, 0, 0);
     for seed in seeds(60) {
         let mut random = Rng::with_seed(seed);
         let disk = Arc::new(MemoryDisk::new());
@@ -133,6 +133,10 @@ async fn a_power_loss_at_any_step_keeps_what_was_acknowledged() {
                 }
                 end(&disk, &mut random);
             }
+            if random.u8(..4) == 0 {
+                Index::remove(&*disk).unwrap();
+                rebuilt += 1;
+            }
             world = World::open(disk).await;
             assert_eq!(world.replayed.damages, [], "{at}");
             model.check(&world, &at).await;
@@ -140,7 +144,7 @@ async fn a_power_loss_at_any_step_keeps_what_was_acknowledged() {
         acknowledged += model.acknowledged;
         indexed += usize::from(world.store.index.known().unwrap().is_some());
     }
-    eprintln!("{lives} lives, {acknowledged} adds, {indexed} indexes");
+    eprintln!("{lives} lives, {acknowledged} adds, {indexed} indexes, {rebuilt} made anew");
     assert!(acknowledged > 1000 && indexed > 0, "{acknowledged} adds, {indexed} indexes");
 }
 
