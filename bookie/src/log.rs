@@ -35,6 +35,7 @@ mod buffer;
 mod reader;
 mod record;
 mod replay;
+mod scan;
 mod segment;
 mod spares;
 #[cfg(test)]
@@ -44,6 +45,7 @@ mod writer;
 pub use reader::{ReadError, Reader};
 pub use record::PAYLOAD_BYTES_MAX;
 pub use replay::{Cut, Damage, Known, Replayed, Settings, Shown, Visit, create, open};
+pub use scan::Found;
 pub use segment::SEGMENT_BYTES_MAX;
 pub use writer::{
     APPEND_BYTES_MAX, Append, Appender, BATCH_BYTES_MAX, Batch, Completions, Durable, Failed,

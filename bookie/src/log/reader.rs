@@ -65,6 +65,11 @@ impl Reader {
         let files = self.files.clone();
         self.executor.run(move || places.into_iter().map(|place| files.read(place)).collect()).await
     }
+
+    /// Returns a segment; it is kept open.
+    pub(super) fn segment(&self, number: SegmentNumber) -> Result<Arc<Segment>, ReadError> {
+        self.files.segment(number)
+    }
 }
 
 struct Files {

@@ -6,15 +6,13 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::buffer::Buffer;
-use super::record::{self, ALIGNMENT, FLAG_LAST, Header};
+use super::record::{FLAG_LAST, Header};
+use super::scan::{Record, Scan};
 use super::segment::{self, Ends, Segment};
 use super::spares::Spares;
 use super::writer::Tail;
 use super::{KIND_DROPPED, LogError, Mark, Place, SegmentNumber};
 use crate::disk::{BLOCK_BYTES, Disk};
-
-/// How much is read at once.
-const WINDOW_BYTES: usize = 1 << 20;
 
 /// How to open a log.
 #[derive(Clone, Copy, Debug)]
@@ -359,91 +357,5 @@ impl End {
             disk.sync_names()
         };
         settle().map_err(LogError::io("settle the end of", segment.number))
-    }
-}
-
-struct Record<'a> {
-    header: Header,
-    payload: &'a [u8],
-    /// Where the next record begins.
-    end: u32,
-}
-
-/// Looks for records in one segment.
-struct Scan<'a> {
-    segment: &'a Segment,
-    len: u32,
-    window: Vec<u8>,
-    window_start: u32,
-}
-
-impl<'a> Scan<'a> {
-    fn new(segment: &'a Segment, known_end: Option<u32>) -> Result<Self, LogError> {
-        let len = segment::file_bytes(&*segment.file, segment.number)?;
-        let len = known_end.map_or(len, |end| end.min(len));
-        Ok(Self { segment, len, window: Vec::new(), window_start: 0 })
-    }
-
-    fn record_at(&mut self, offset: u32) -> Result<Option<Record<'_>>, LogError> {
-        let seed = self.segment.seed;
-        let Some(header) = self
-            .bytes(offset, record::HEADER_BYTES)?
-            .and_then(|bytes| Header::parse(bytes, offset))
-        else {
-            return Ok(None);
-        };
-        let stored_bytes = record::stored_bytes(header.payload_bytes as usize);
-        let stored = self.bytes(offset, stored_bytes)?;
-        let valid = stored.filter(|stored| record::is_valid(seed, offset, stored));
-        Ok(valid.map(|stored| Record {
-            header,
-            payload: &stored[record::HEADER_BYTES..][..header.payload_bytes as usize],
-            end: record::end(header, offset),
-        }))
-    }
-
-    /// Finds the first record after a bad one.
-    fn next_record(&mut self, bad: u32) -> Result<Option<u32>, LogError> {
-        for offset in (bad..self.len).step_by(ALIGNMENT).skip(1) {
-            if self.record_at(offset)?.is_some() {
-                return Ok(Some(offset));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Tells whether a batch was written after the one that a bad record belongs to. Records of
-    /// the bad one's own batch prove nothing: it may have been torn in its midst.
-    fn later_batch_follows(&mut self, bad: u32) -> Result<bool, LogError> {
-        for start in (0..self.len).step_by(BLOCK_BYTES).skip_while(|start| *start <= bad) {
-            if self.record_at(start)?.is_some_and(|record| record.header.batch.start == start) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Tells whether there seems to be what is left of the batch of this number or the one before.
-    fn is_torn(&mut self, offset: u32, sequence: u64) -> Result<bool, LogError> {
-        let header = self.bytes(offset, record::HEADER_BYTES)?;
-        let header = header.and_then(|bytes| Header::parse(bytes, offset));
-        Ok(header.is_some_and(|header| (sequence - 1..=sequence).contains(&header.batch.sequence)))
-    }
-
-    /// Gives bytes of the file; `None` if it ends before.
-    fn bytes(&mut self, offset: u32, wanted: usize) -> Result<Option<&[u8]>, LogError> {
-        let rest = (self.len - offset) as usize;
-        if wanted > rest {
-            return Ok(None);
-        }
-        let end = offset as usize + wanted;
-        if offset < self.window_start || end > self.window_start as usize + self.window.len() {
-            let bytes = wanted.max(WINDOW_BYTES).min(rest);
-            let number = self.segment.number;
-            self.window = self.segment.read(offset, bytes).map_err(LogError::io("read", number))?;
-            self.window_start = offset;
-        }
-        let start = (offset - self.window_start) as usize;
-        Ok(Some(&self.window[start..start + wanted]))
     }
 }
