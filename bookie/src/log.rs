@@ -94,6 +94,14 @@ pub struct Place {
     pub payload_bytes: u32,
 }
 
+impl Place {
+    /// Returns how many bytes the record takes in its segment.
+    pub(crate) fn stored_bytes(self) -> u32 {
+        let bytes = record::stored_bytes(self.payload_bytes as usize);
+        u32::try_from(bytes).expect("payloads are limited")
+    }
+}
+
 /// A moment in the life of a log, between two batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mark {

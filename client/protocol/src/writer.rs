@@ -168,7 +168,7 @@ impl Writer {
         if self.phase != Phase::Writing || *of_now != tenure || *standing != Standing::Live {
             return;
         }
-        let said_fenced = refusal == Refusal::Fenced;
+        let taken_over = matches!(refusal, Refusal::Fenced | Refusal::Deleted);
         if !matches!(refusal, Refusal::Unknown(_) | Refusal::ReadOnly(_)) {
             self.refused.insert(self.metadata.last_fragment().ensemble[place]);
         }
@@ -176,7 +176,7 @@ impl Writer {
         // A bookie in limbo says "fenced" too, and one that cannot be reached may have been fenced:
         // only the metadata knows.
         let live = (0..self.places.len()).filter(|&p| self.places[p].standing == Standing::Live);
-        self.doubt |= said_fenced || !self.metadata.replication.is_writable_on(live.collect());
+        self.doubt |= taken_over || !self.metadata.replication.is_writable_on(live.collect());
         self.go_on();
     }
 
