@@ -36,6 +36,7 @@
 pub use daemon::{Bookie, Config};
 pub use error::Error;
 
+mod collection;
 mod daemon;
 pub mod disk;
 mod error;

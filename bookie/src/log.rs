@@ -81,7 +81,7 @@ impl fmt::Display for SegmentNumber {
 
 /// The kind of the record that says that a segment is dropped: the only one that the log itself
 /// reads. Its payload is the number.
-const KIND_DROPPED: u8 = u8::MAX;
+pub(crate) const KIND_DROPPED: u8 = u8::MAX;
 
 /// Says where in the log a record lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -14,7 +14,8 @@ use inkfast_protocol::gate::Record;
 use inkfast_protocol::{Entry, LedgerId, WriterId};
 use uuid::Uuid;
 
-const ENTRY: u8 = 1;
+/// The kind of an entry.
+pub(crate) const ENTRY: u8 = 1;
 const FENCE: u8 = 2;
 const WRITER: u8 = 3;
 const TOMBSTONE: u8 = 4;

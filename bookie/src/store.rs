@@ -26,6 +26,7 @@ use replay::Opened;
 pub(crate) use tips::Tip;
 
 mod checkpoint;
+pub(crate) mod compaction;
 mod ledgers;
 mod owner;
 mod places;
@@ -33,6 +34,7 @@ mod replay;
 #[cfg(test)]
 mod tests;
 mod tips;
+mod upkeep;
 
 /// The bytes of entries that may wait for the disk, or for their answers to be sent, at most.
 const ROOM_BYTES: usize = 64 << 20;
@@ -120,6 +122,7 @@ enum Command {
         ledger: LedgerId,
         tip: oneshot::Sender<Result<watch::Receiver<Tip>, Refusal>>,
     },
+    Upkeep(upkeep::Command),
 }
 
 /// Entries that may not be in the index yet.
@@ -135,6 +138,7 @@ pub(crate) struct State {
     pub(crate) last_add_confirmed: Option<EntryId>,
     /// Whether its fence is on disk.
     pub(crate) fenced: bool,
+    deleted: bool,
 }
 
 impl Store {
@@ -147,10 +151,10 @@ impl Store {
     ) -> Result<(Self, Replayed, JoinHandle<()>), StoreError> {
         let reader = Reader::new(Arc::clone(&disk), log, executor);
         let opened = executor.run(move || replay::open(disk, log)).await?;
-        let Opened { index, ledgers, segments, tail, replayed } = opened;
+        let Opened { index, ledgers, durable, tail, replayed } = opened;
         let (appender, completions) = tail.start(executor);
-        let indexing = Indexing::new(index.clone(), segments, executor);
-        let damaged = !replayed.damages.is_empty();
+        let damaged = durable.damaged;
+        let indexing = Indexing::new(index.clone(), durable, executor);
         let owner = Owner::new(ledgers, appender, reader.clone(), indexing, damaged);
         let read_only = owner.read_only();
         let (commands, received) = mpsc::channel(COMMANDS_MAX);
@@ -185,19 +189,23 @@ impl Store {
         self.ask(|fenced| Command::Fence { ledger, fenced }).await?
     }
 
-    /// Returns what is known of a ledger.
+    /// Returns what is known of a ledger that was not deleted.
     pub(crate) async fn state(&self, ledger: LedgerId) -> Result<State, Refusal> {
-        if let Some(state) = self.ask(|state| Command::State { ledger, state }).await? {
-            return Ok(state);
-        }
-        let index = self.index.clone();
-        let stored = self.executor.run(move || index.ledger(ledger)).await.map_err(unsure)?;
-        let StoredLedger { last_add_confirmed, fenced, .. } = stored.unwrap_or_default();
-        Ok(State { last_add_confirmed, fenced })
+        let state = if let Some(state) = self.ask(|state| Command::State { ledger, state }).await? {
+            state
+        } else {
+            let index = self.index.clone();
+            let stored = self.executor.run(move || index.ledger(ledger)).await.map_err(unsure)?;
+            let StoredLedger { last_add_confirmed, fenced, deleted, .. } =
+                stored.unwrap_or_default();
+            State { last_add_confirmed, fenced, deleted }
+        };
+        if state.deleted { Err(Refusal::Deleted) } else { Ok(state) }
     }
 
     /// Finds entries: where each is, or why that cannot be said. Only
-    /// [`Absent`](Refusal::Absent) says that it was never stored.
+    /// [`Absent`](Refusal::Absent) says that it was never stored, and
+    /// [`Deleted`](Refusal::Deleted) that its ledger was deleted.
     pub(crate) async fn locate(
         &self,
         ledger: LedgerId,
@@ -210,12 +218,21 @@ impl Store {
         let others = asked.iter().zip(&places).filter(|(_, place)| place.is_none());
         let others: BTreeSet<EntryId> = others.map(|(entry, _)| *entry).collect();
         let mut found = BTreeMap::new();
-        if !others.is_empty() {
+        let mut deleted = missing == Refusal::Deleted;
+        if !others.is_empty() && !deleted {
             let (index, others) = (self.index.clone(), others.into_iter().collect::<Vec<_>>());
-            let find = move || index.find(ledger, &others).map(|found| (others, found));
-            let (others, places) = self.executor.run(find).await.map_err(unsure)?;
-            found.extend(others.into_iter().zip(places));
+            let find = move || {
+                let found = index.find(ledger, &others)?;
+                // Asked afterwards: one that was found before may be deleted.
+                let deleted = found.contains(&None)
+                    && index.ledger(ledger)?.is_some_and(|stored| stored.deleted);
+                Ok((others.into_iter().zip(found), deleted))
+            };
+            let entries;
+            (entries, deleted) = self.executor.run(find).await.map_err(unsure)?;
+            found.extend(entries);
         }
+        let missing = if deleted { Refusal::Deleted } else { missing };
         let place = |(entry, place): (EntryId, Option<Place>)| {
             let place = place.or_else(|| found.get(&entry).copied().flatten());
             place.ok_or_else(|| missing.clone())

@@ -51,11 +51,6 @@ impl Needs {
         Ok(())
     }
 
-    /// Returns the segments of which more or less is needed.
-    pub(super) fn segments(&self) -> impl Iterator<Item = SegmentNumber> {
-        self.0.keys().copied()
-    }
-
     fn of(&mut self, segment: SegmentNumber) -> &mut Change {
         self.0.entry(segment).or_default()
     }

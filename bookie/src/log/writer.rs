@@ -37,10 +37,19 @@ pub struct Append<T> {
     /// What their payloads are; the log only keeps it.
     pub kind: u8,
     /// One of each record. Several take at most [`APPEND_BYTES_MAX`] in the log; one alone is at
-    /// most [`PAYLOAD_BYTES_MAX`].
+    /// most [`PAYLOAD_BYTES_MAX`]. If there is none, the token tells when all before is durable.
     pub payloads: Vec<Bytes>,
     /// Comes back with the records' places.
     pub token: T,
+}
+
+impl<T> Append<T> {
+    /// Makes the append that drops a segment, in which nothing may be needed any more: once it is
+    /// durable the file is another's.
+    pub fn dropping(number: SegmentNumber, token: T) -> Self {
+        let payload = Bytes::copy_from_slice(&number.0.to_le_bytes());
+        Self { kind: KIND_DROPPED, payloads: vec![payload], token }
+    }
 }
 
 /// What was written together and survives a power loss.
@@ -59,6 +68,12 @@ pub struct Durable<T> {
     pub token: T,
     /// Where they are.
     pub places: Vec<Place>,
+}
+
+impl<T> Durable<T> {
+    const fn nothing(token: T) -> Self {
+        Self { token, places: Vec::new() }
+    }
 }
 
 /// Why the log takes no more records. What was queued or in flight may or may not be found when
@@ -201,6 +216,10 @@ impl Tail {
     /// Writes records as one batch, durably. After an error it must not be called again.
     pub(super) fn commit<T>(&mut self, appends: Vec<Append<T>>) -> Result<Batch<T>, LogError> {
         let bytes: usize = appends.iter().map(Append::stored_bytes).sum();
+        if bytes == 0 {
+            let durable = appends.into_iter().map(|append| Durable::nothing(append.token));
+            return Ok(Batch { appends: durable.collect(), mark: self.mark });
+        }
         let segment = self.segment_with_room(bytes.next_multiple_of(BLOCK_BYTES))?;
         let batch = record::Batch { sequence: self.mark.sequence + 1, start: self.mark.offset };
         self.buffer.clear();
@@ -234,6 +253,10 @@ impl Tail {
         self.segment = Some(segment);
         for number in dropped {
             self.segments.remove(&number);
+            let name = number.to_string();
+            if let Err(error) = self.spares.put(&*self.disk, &name) {
+                tracing::warn!(segment = name, %error, "is dropped, and its file stays until the next start");
+            }
         }
         Ok(Batch { appends: durable, mark: self.mark })
     }

@@ -9,6 +9,7 @@ use crate::log;
 use crate::store::checkpoint::RECENT_ENTRIES_MAX;
 
 mod crashes;
+mod upkeep;
 
 const LOG: Uuid = Uuid::from_u128(9);
 

@@ -116,6 +116,16 @@ pub enum Answer {
     Refused(Refusal),
 }
 
+impl Answer {
+    /// Says whether it is done, whatever was asked.
+    pub fn done(self) -> Result<(), Refusal> {
+        match self {
+            Self::Added | Self::Fenced { .. } | Self::Deleted => Ok(()),
+            Self::Refused(refusal) => Err(refusal),
+        }
+    }
+}
+
 impl Gate {
     /// Makes the gate of a ledger from what its records on disk say; an unknown ledger has none.
     pub const fn new(
@@ -229,15 +239,12 @@ impl Gate {
                 }
             }
             Record::Fence => {
-                if let Mark::Writing { waiting } =
-                    mem::replace(&mut self.fence, Mark::Durable)
-                {
+                if let Mark::Writing { waiting } = mem::replace(&mut self.fence, Mark::Durable) {
                     waiting.into_iter().for_each(|ticket| self.answer_fenced(ticket));
                 }
             }
             Record::Tombstone => {
-                if let Mark::Writing { waiting } =
-                    mem::replace(&mut self.tombstone, Mark::Durable)
+                if let Mark::Writing { waiting } = mem::replace(&mut self.tombstone, Mark::Durable)
                 {
                     let answers = waiting.into_iter();
                     let answers = answers.map(|ticket| Action::Answer(ticket, Answer::Deleted));

@@ -52,8 +52,7 @@ fn only_what_is_behind_the_mark_is_read() {
 }
 
 fn dropping(number: u32) -> Append<Vec<u8>> {
-    let payloads = vec![Bytes::copy_from_slice(&number.to_le_bytes())];
-    Append { kind: KIND_DROPPED, payloads, token: Vec::new() }
+    Append::dropping(SegmentNumber(number), Vec::new())
 }
 
 #[test]
