@@ -23,12 +23,14 @@ use checkpoint::Indexing;
 use owner::Owner;
 use replay::Opened;
 
+pub(crate) use reading::Wanted;
 pub(crate) use tips::Tip;
 
 mod checkpoint;
 mod ledgers;
 mod owner;
 mod places;
+mod reading;
 mod replay;
 #[cfg(test)]
 mod tests;
@@ -196,7 +198,7 @@ impl Store {
         Ok(State { last_add_confirmed, fenced })
     }
 
-    /// Finds entries: where each is, or why that cannot be said. Only
+    /// Finds entries: where each is, or why that cannot be said, in the order of the ids. Only
     /// [`Absent`](Refusal::Absent) says that it was never stored.
     pub(crate) async fn locate(
         &self,
@@ -232,11 +234,6 @@ impl Store {
     /// Tells, and tells again when it changes, whether writers are refused.
     pub(crate) fn read_only(&self) -> watch::Receiver<bool> {
         self.read_only.clone()
-    }
-
-    /// Returns the reader of the log, for places that were located.
-    pub(crate) const fn reader(&self) -> &Reader {
-        &self.reader
     }
 
     async fn ask<T>(
