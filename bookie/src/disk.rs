@@ -49,6 +49,9 @@ pub trait DiskFile: Send + Sync {
     /// Lets the disk set aside room for what will be written there, without a change of the length.
     /// Only a hint.
     fn reserve(&self, offset: u64, bytes: u64);
+    /// Lets the system forget what its cache has of these bytes, so that the next read is one of
+    /// the disk. Only a hint.
+    fn forget(&self, offset: u64, bytes: u64);
     /// Tells how long the file is.
     fn len_bytes(&self) -> io::Result<u64>;
     /// Cuts the file or grows it with zeros.
@@ -75,6 +78,7 @@ mod tests {
         file.write_at(4, b"x").unwrap();
         file.sync_data().unwrap();
         let mut buffer = [9; 6];
+        file.forget(1, 3);
         file.read_at(0, &mut buffer).unwrap();
         assert_eq!(&buffer, b"\0\0\0axc");
         let past_end = file.read_at(1, &mut buffer).unwrap_err();

@@ -14,6 +14,9 @@
 //! the log up to which it is complete; what is older is found there. A start reads the log from
 //! that moment on. The index can be lost: then it is made from the whole log.
 //!
+//! The log's last batches are in memory too, as they were written, so that who follows a ledger
+//! waits for no disk.
+//!
 //! # What a bookie promises
 //! * What it has acknowledged is on its disk, and survives a power loss.
 //! * A fence is on disk before it is answered, and so is every add that was let in before it.

@@ -11,6 +11,11 @@
 //! be known, so nothing is tried again and the log takes no more records until it has been opened
 //! anew.
 //!
+//! **Reading.** The last batches are in memory, as they were written. Older records are read through
+//! the system's cache, neighbours with one access. One that is not sound there is read once more
+//! past the cache, before it is called corrupt. At any moment [`Reader::read_many`] has few accesses
+//! under way, each of a limited size: no more than these can be ahead of a batch at the disk.
+//!
 //! **Opening.** [`open`] reads the records in order: all of them, or those behind a [`Mark`]. A
 //! record that is invalid is one of two things. If nothing of a later batch follows, its batch was
 //! never answered: the *torn tail* is cut off. Otherwise its batch was durable once: that is
@@ -33,6 +38,7 @@ use std::io;
 
 mod buffer;
 mod reader;
+mod recent;
 mod record;
 mod replay;
 mod scan;

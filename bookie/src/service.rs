@@ -8,6 +8,7 @@ use std::time::Duration;
 use inkfast_protocol::messages::{Fence, LedgerState, kind};
 use inkfast_protocol::{EntryId, Refusal};
 use inkfast_wire::{Frame, FrameSender, Frames, Peer, Service, Stream};
+use prost::Message;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -20,8 +21,8 @@ mod tail;
 /// The bytes of entries that were read for one connection and are not sent yet, at most. Each
 /// connection has room of its own, so that a slow client delays itself only.
 const UNSENT_BYTES_MAX: usize = 8 << 20;
-/// How long entries may wait until their connection takes them. A stream that its client does not
-/// read is given up then: it holds room that the others of the connection need.
+/// How long an answer may wait until its connection takes it. A stream that its client does not read
+/// is given up then: it holds room that others need.
 const SEND_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Serves the streams of one connection.
@@ -88,14 +89,16 @@ impl BookieService {
     }
 }
 
-/// Sends frames with entries in them.
+/// Sends frames to a client, which has to read them in time.
 async fn send(sender: &mut FrameSender, frames: &mut Frames) -> Served {
     let late = |_| inkfast_wire::Error::TimedOut { what: "the client's reading".to_owned() };
     timeout(SEND_DEADLINE, sender.send_encoded(&mut frames.take())).await.map_err(late)?
 }
 
 async fn refuse(sender: &mut FrameSender, refusal: Refusal) -> Served {
-    sender.send(&Frame::message(kind::REFUSED, &refusal.to_message())).await?;
+    let mut frames = Frames::default();
+    frames.push(kind::REFUSED, &refusal.to_message().encode_to_vec().into());
+    send(sender, &mut frames).await?;
     sender.finish();
     Ok(())
 }

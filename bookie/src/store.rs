@@ -23,6 +23,7 @@ use checkpoint::Indexing;
 use owner::Owner;
 use replay::Opened;
 
+pub(crate) use reading::Wanted;
 pub(crate) use tips::Tip;
 
 mod checkpoint;
@@ -30,6 +31,7 @@ pub(crate) mod compaction;
 mod ledgers;
 mod owner;
 mod places;
+mod reading;
 mod replay;
 #[cfg(test)]
 mod tests;
@@ -203,7 +205,7 @@ impl Store {
         if state.deleted { Err(Refusal::Deleted) } else { Ok(state) }
     }
 
-    /// Finds entries: where each is, or why that cannot be said. Only
+    /// Finds entries: where each is, or why that cannot be said, in the order of the ids. Only
     /// [`Absent`](Refusal::Absent) says that it was never stored, and
     /// [`Deleted`](Refusal::Deleted) that its ledger was deleted.
     pub(crate) async fn locate(
@@ -249,11 +251,6 @@ impl Store {
     /// Tells, and tells again when it changes, whether writers are refused.
     pub(crate) fn read_only(&self) -> watch::Receiver<bool> {
         self.read_only.clone()
-    }
-
-    /// Returns the reader of the log, for places that were located.
-    pub(crate) const fn reader(&self) -> &Reader {
-        &self.reader
     }
 
     async fn ask<T>(

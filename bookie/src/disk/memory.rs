@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{BLOCK_BYTES, Disk, DiskFile};
@@ -45,6 +46,7 @@ struct State {
     /// Changes until the power goes; it is gone at zero.
     power: Option<u64>,
     data_syncs: u64,
+    reads: u64,
 }
 
 type Names = BTreeMap<String, u64>;
@@ -57,6 +59,9 @@ struct Contents {
     durable: Vec<u8>,
     /// Sectors that the next sync will write.
     dirty: BTreeSet<usize>,
+    /// Bytes that the system's cache has otherwise than the disk.
+    stale: Option<Range<usize>>,
+    unreadable: bool,
 }
 
 impl MemoryDisk {
@@ -121,13 +126,28 @@ impl MemoryDisk {
         }
     }
 
+    /// Lets reads of these bytes of a file give wrong ones until the cache has forgotten some of
+    /// them. Panics if there is no such file.
+    pub fn spoil_cache(&self, name: &str, bytes: Range<usize>) {
+        let mut state = self.state();
+        let id = state.names[name];
+        state.contents(id).stale = Some(bytes);
+    }
+
+    /// Fails the reads of a file from now on, or no more. Panics if there is no such file.
+    pub fn fail_reads(&self, name: &str, fail: bool) {
+        let mut state = self.state();
+        let id = state.names[name];
+        state.contents(id).unreadable = fail;
+    }
+
     /// Makes another disk with the same files, all durable.
     pub fn copy(&self) -> Self {
         let state = self.state();
         let copy = |file: &Contents| Contents {
             cached: file.cached.clone(),
             durable: file.cached.clone(),
-            dirty: BTreeSet::new(),
+            ..Contents::default()
         };
         let files = state.files.iter().map(|(id, file)| (*id, copy(file))).collect();
         let names = state.names.clone();
@@ -137,6 +157,11 @@ impl MemoryDisk {
     /// Tells how often data of files was synced.
     pub fn data_syncs(&self) -> u64 {
         self.state().data_syncs
+    }
+
+    /// Tells how often files were read.
+    pub fn reads(&self) -> u64 {
+        self.state().reads
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -204,9 +229,19 @@ impl DiskFile for MemoryFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let mut state = self.disk.state();
         state.check_power()?;
+        state.reads += 1;
         let start = index(offset);
-        let bytes = state.contents(self.id).cached.get(start..start + buffer.len());
+        let file = state.contents(self.id);
+        if file.unreadable {
+            return Err(io::Error::other("the disk failed to read"));
+        }
+        let bytes = file.cached.get(start..start + buffer.len());
         buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        for stale in file.stale.iter().flat_map(Range::clone) {
+            if let Some(byte) = stale.checked_sub(start).and_then(|index| buffer.get_mut(index)) {
+                *byte = !*byte;
+            }
+        }
         Ok(())
     }
 
@@ -237,6 +272,14 @@ impl DiskFile for MemoryFile {
     }
 
     fn reserve(&self, _offset: u64, _bytes: u64) {}
+
+    fn forget(&self, offset: u64, bytes: u64) {
+        let mut state = self.disk.state();
+        let forgotten = index(offset)..index(offset + bytes);
+        let is_met =
+            |stale: &mut Range<usize>| stale.start < forgotten.end && forgotten.start < stale.end;
+        state.contents(self.id).stale.take_if(is_met);
+    }
 
     fn len_bytes(&self) -> io::Result<u64> {
         let mut state = self.disk.state();

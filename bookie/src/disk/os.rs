@@ -2,14 +2,15 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate};
 
-use super::{Disk, DiskFile};
+use super::{BLOCK_BYTES, Disk, DiskFile};
 
 /// A directory of the operating system, held by this process alone.
 #[derive(Debug)]
@@ -116,6 +117,13 @@ impl DiskFile for OsFile {
     fn reserve(&self, offset: u64, bytes: u64) {
         // A file system that cannot do it writes all the same.
         let _ = fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, bytes);
+    }
+
+    fn forget(&self, offset: u64, bytes: u64) {
+        // It forgets no page of which only a part is named.
+        let page = BLOCK_BYTES as u64;
+        let (start, end) = (offset / page * page, (offset + bytes).next_multiple_of(page));
+        let _ = fadvise(&self.file, start, NonZeroU64::new(end - start), Advice::DontNeed);
     }
 
     fn len_bytes(&self) -> io::Result<u64> {

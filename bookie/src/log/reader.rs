@@ -1,43 +1,60 @@
-//! Reads single records.
+//! Reads records at their places.
+//!
+//! The latest are in memory. Of the others, neighbours are read with one access to the disk. What
+//! is given out has memory of its own, so that whoever keeps it keeps nothing else.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use super::record::{self, Header};
+use super::recent::Recent;
+use super::record::{self, HEADER_BYTES, Header};
 use super::segment::Segment;
-use super::{LogError, Place, SegmentNumber};
+use super::{LogError, Mark, Place, SegmentNumber};
 use crate::disk::Disk;
 use crate::executor::Executor;
 
 /// How many segments are kept open for reading.
 const SEGMENTS_OPEN_MAX: usize = 256;
-/// How many [`Reader::read_many`] have a turn at once. A thread for each of a thousand would take
-/// the processors from those who write.
+/// How many [`Reader::read_many`] have a turn at the disk at once. A thread for each of a thousand
+/// would take the processors from those who write; and a sync waits for at most so many accesses,
+/// each of [`ACCESS_BYTES_MAX`] or one record.
 const TURNS_MAX: usize = 4;
+/// The most that one access to the disk reads of several records.
+const ACCESS_BYTES_MAX: u32 = 1 << 20;
+/// How far records that are read with one access may be apart: reading so much more is cheaper than
+/// another access.
+const GAP_BYTES_MAX: u32 = 16 << 10;
 
-/// Reads records at their places. Clones share their open files.
+/// Reads records at their places. Clones share their open files, and what is in memory.
 #[derive(Clone)]
 pub struct Reader {
     files: Arc<Files>,
+    recent: Arc<Recent>,
     executor: Executor,
     turns: Arc<Semaphore>,
 }
 
-/// Why a record could not be read. Neither says that it does not exist.
+/// Why a record could not be read. None says that it does not exist.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The bytes at its place are not that record.
+    /// The bytes at its place are not that record, also when they are read past the system's cache.
     #[error("{file} is corrupt at offset {offset}")]
     Corrupt {
         /// The segment's file.
         file: String,
         /// Where the record, or the header that it needs, begins.
         offset: u32,
+    },
+    /// The file is not there.
+    #[error("{file} is gone")]
+    Gone {
+        /// The segment's file.
+        file: String,
     },
     /// The file could not be read.
     #[error(transparent)]
@@ -48,22 +65,43 @@ impl Reader {
     /// Reads the log of this UUID on the disk.
     pub fn new(disk: Arc<dyn Disk>, log: Uuid, executor: Executor) -> Self {
         let files = Arc::new(Files { disk, log, open: Mutex::default() });
-        Self { files, executor, turns: Arc::new(Semaphore::new(TURNS_MAX)) }
+        Self { files, recent: Arc::default(), executor, turns: Arc::new(Semaphore::new(TURNS_MAX)) }
     }
 
-    /// Reads the payload of a record that is durable.
+    /// Reads the payload of a record that is durable. It waits for no turn.
     pub async fn read(&self, place: Place) -> Result<Bytes, ReadError> {
+        if let Some(payload) = self.recent.find(&[place]).pop().flatten() {
+            return Ok(Bytes::copy_from_slice(&payload));
+        }
         let files = self.files.clone();
-        self.executor.run(move || files.read(place)).await
+        let mut read = self.executor.run(move || files.read_many(&[place])).await;
+        read.pop().expect("each place has an outcome")
     }
 
     /// Reads many payloads in one turn of the executor, each with an outcome of its own, in the
-    /// order of the places. The caller limits how much it asks for.
+    /// order of the places. The caller limits how much it asks for: the payloads may share memory,
+    /// and take no other.
     pub async fn read_many(&self, places: Vec<Place>) -> Vec<Result<Bytes, ReadError>> {
-        // Nobody closes the semaphore, so the turn always comes.
-        let _turn = self.turns.acquire().await;
-        let files = self.files.clone();
-        self.executor.run(move || places.into_iter().map(|place| files.read(place)).collect()).await
+        let found = self.recent.find(&places);
+        let mut copies = Copies::new(found.iter().flatten().map(Bytes::len).sum());
+        let copied = found.iter().map(|found| found.as_ref().map(|it| Ok(copies.add(it))));
+        let mut read: Vec<Option<Result<Bytes, ReadError>>> = copied.collect();
+        let others = places.into_iter().zip(&read).filter(|(_, read)| read.is_none());
+        let others: Vec<Place> = others.map(|(place, _)| place).collect();
+        if !others.is_empty() {
+            // Nobody closes the semaphore, so the turn always comes.
+            let _turn = self.turns.acquire().await;
+            let files = self.files.clone();
+            let others = self.executor.run(move || files.read_many(&others)).await;
+            let missing = read.iter_mut().filter(|read| read.is_none());
+            missing.zip(others).for_each(|(missing, other)| *missing = Some(other));
+        }
+        read.into_iter().flatten().collect()
+    }
+
+    /// Keeps in memory what was just written up to a mark.
+    pub(crate) fn keep(&self, mark: Mark, bytes: Bytes) {
+        self.recent.push(mark, bytes);
     }
 
     /// Closes the file of a segment that was dropped.
@@ -84,22 +122,53 @@ struct Files {
 }
 
 impl Files {
-    fn read(&self, place: Place) -> Result<Bytes, ReadError> {
+    fn read_many(&self, places: &[Place]) -> Vec<Result<Bytes, ReadError>> {
+        let mut copies = Copies::new(places.iter().map(|place| place.payload_bytes as usize).sum());
+        let mut read = Vec::with_capacity(places.len());
+        let mut rest = places;
+        while !rest.is_empty() {
+            let (run, others) = rest.split_at(neighbours(rest));
+            self.read_run(run, &mut copies, &mut read);
+            rest = others;
+        }
+        read
+    }
+
+    /// Reads neighbours with one access. What goes wrong is tried once more, each by itself.
+    fn read_run(
+        &self,
+        run: &[Place],
+        copies: &mut Copies,
+        read: &mut Vec<Result<Bytes, ReadError>>,
+    ) {
+        let (start, end) = (run[0].offset, end(run[run.len() - 1]));
+        let stored = self.segment(run[0].segment).ok().and_then(|segment| {
+            let stored = segment.read(start, (end - start) as usize).ok()?;
+            Some((segment, stored))
+        });
+        for place in run {
+            let payload = stored.as_ref().and_then(|(segment, stored)| {
+                let stored = &stored[(place.offset - start) as usize..];
+                payload(segment, *place, stored).map(|payload| copies.add(payload))
+            });
+            read.push(payload.map_or_else(|| self.read_again(*place), Ok));
+        }
+    }
+
+    /// Reads a record from the disk, whatever the system's cache has: if the cache was filled while
+    /// its page was written, it may have the page as it was before.
+    fn read_again(&self, place: Place) -> Result<Bytes, ReadError> {
         let segment = self.segment(place.segment)?;
-        let stored_bytes = record::stored_bytes(place.payload_bytes as usize);
-        let stored = match segment.read(place.offset, stored_bytes) {
+        let bytes = end(place) - place.offset;
+        segment.file.forget(place.offset.into(), bytes.into());
+        let stored = match segment.read(place.offset, bytes as usize) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(corrupt(place.segment, place.offset));
             }
             result => result.map_err(LogError::io("read", place.segment))?,
         };
-        let is_as_long = Header::parse(&stored, place.offset)
-            .is_some_and(|header| header.payload_bytes == place.payload_bytes);
-        if !is_as_long || !record::is_valid(segment.seed, place.offset, &stored) {
-            return Err(corrupt(place.segment, place.offset));
-        }
-        let end = record::HEADER_BYTES + place.payload_bytes as usize;
-        Ok(Bytes::from(stored).slice(record::HEADER_BYTES..end))
+        let payload = payload(&segment, place, &stored);
+        payload.map(Bytes::copy_from_slice).ok_or_else(|| corrupt(place.segment, place.offset))
     }
 
     fn segment(&self, number: SegmentNumber) -> Result<Arc<Segment>, ReadError> {
@@ -107,9 +176,13 @@ impl Files {
         if let Some(segment) = open().get(&number) {
             return Ok(segment.clone());
         }
-        match Segment::open(&*self.disk, self.log, number)? {
-            None => Err(corrupt(number, 0)),
-            Some(segment) => {
+        match Segment::open(&*self.disk, self.log, number) {
+            Err(LogError::Io { source, file, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Err(ReadError::Gone { file })
+            }
+            Err(error) => Err(error.into()),
+            Ok(None) => Err(corrupt(number, 0)),
+            Ok(Some(segment)) => {
                 let segment = Arc::new(segment);
                 let mut open = open();
                 if open.len() >= SEGMENTS_OPEN_MAX {
@@ -119,6 +192,48 @@ impl Files {
                 Ok(segment)
             }
         }
+    }
+}
+
+/// Tells how many places, from the first on, are read with one access.
+fn neighbours(places: &[Place]) -> usize {
+    let start = places[0].offset;
+    let is_near = |pair: &&[Place]| {
+        let (one, next) = (pair[0], pair[1]);
+        next.segment == one.segment
+            && next.offset.checked_sub(end(one)).is_some_and(|gap| gap <= GAP_BYTES_MAX)
+            && end(next) - start <= ACCESS_BYTES_MAX
+    };
+    1 + places.windows(2).take_while(is_near).count()
+}
+
+/// Tells where a record ends.
+fn end(place: Place) -> u32 {
+    let bytes = record::stored_bytes(place.payload_bytes as usize);
+    place.offset + u32::try_from(bytes).expect("payloads are limited")
+}
+
+/// Finds the payload in bytes that begin with a record; none if they are not that record.
+fn payload<'a>(segment: &Segment, place: Place, stored: &'a [u8]) -> Option<&'a [u8]> {
+    let stored = stored.get(..(end(place) - place.offset) as usize)?;
+    let header = Header::parse(stored, place.offset)?;
+    let is_sound = header.payload_bytes == place.payload_bytes
+        && record::is_valid(segment.seed, place.offset, stored);
+    is_sound.then(|| &stored[HEADER_BYTES..HEADER_BYTES + place.payload_bytes as usize])
+}
+
+/// Memory for payloads that are given out together.
+struct Copies(BytesMut);
+
+impl Copies {
+    fn new(bytes: usize) -> Self {
+        Self(BytesMut::with_capacity(bytes))
+    }
+
+    /// Copies a payload. All together must not be more than there is room for.
+    fn add(&mut self, payload: &[u8]) -> Bytes {
+        self.0.extend_from_slice(payload);
+        self.0.split().freeze()
     }
 }
 

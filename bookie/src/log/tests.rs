@@ -10,6 +10,7 @@ use super::*;
 use crate::disk::{Disk, MemoryDisk, OsDisk, Unsynced};
 use crate::executor::Executor;
 
+mod reader;
 mod scan;
 mod segments;
 mod writer;

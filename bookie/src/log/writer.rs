@@ -22,8 +22,6 @@ pub const BATCH_BYTES_MAX: usize = 4 << 20;
 pub const APPEND_BYTES_MAX: usize = record::HEADER_BYTES + PAYLOAD_BYTES_MAX;
 /// How far the disk is asked to set aside room ahead of the end.
 const RESERVED_BYTES: u64 = 16 << 20;
-/// Room for a batch, with the append that goes over the limit, and for what fills its last block.
-const BUFFER_BYTES: usize = BATCH_BYTES_MAX + APPEND_BYTES_MAX + BLOCK_BYTES;
 
 /// With this much queued there is no room for more.
 pub const QUEUE_BYTES_MAX: usize = 8 << 20;
@@ -59,6 +57,8 @@ pub struct Batch<T> {
     pub appends: Vec<Durable<T>>,
     /// The moment after it.
     pub mark: Mark,
+    /// What was written, up to that moment.
+    pub(crate) bytes: Bytes,
 }
 
 /// Records that survive a power loss.
@@ -163,7 +163,6 @@ pub struct Tail {
     pub(super) mark: Mark,
     /// Up to where the disk has set aside room.
     pub(super) reserved: u64,
-    pub(super) buffer: Buffer,
 }
 
 impl Tail {
@@ -184,7 +183,6 @@ impl Tail {
             spares,
             mark,
             reserved: 0,
-            buffer: Buffer::new(BUFFER_BYTES),
         }
     }
 
@@ -218,11 +216,13 @@ impl Tail {
         let bytes: usize = appends.iter().map(Append::stored_bytes).sum();
         if bytes == 0 {
             let durable = appends.into_iter().map(|append| Durable::nothing(append.token));
-            return Ok(Batch { appends: durable.collect(), mark: self.mark });
+            let (appends, mark) = (durable.collect(), self.mark);
+            return Ok(Batch { appends, mark, bytes: Bytes::new() });
         }
-        let segment = self.segment_with_room(bytes.next_multiple_of(BLOCK_BYTES))?;
+        let bytes = bytes.next_multiple_of(BLOCK_BYTES);
+        let segment = self.segment_with_room(bytes)?;
         let batch = record::Batch { sequence: self.mark.sequence + 1, start: self.mark.offset };
-        self.buffer.clear();
+        let mut buffer = Buffer::new(bytes);
         let (mut durable, mut dropped) = (Vec::with_capacity(appends.len()), Vec::new());
         let mut records: usize = appends.iter().map(|append| append.payloads.len()).sum();
         for Append { kind, payloads, token } in appends {
@@ -230,10 +230,10 @@ impl Tail {
             for payload in payloads {
                 records -= 1;
                 let payload_bytes = record::length(&payload);
-                let offset = batch.start + record::length(self.buffer.bytes());
+                let offset = batch.start + record::length(buffer.bytes());
                 let flags = if records == 0 { FLAG_LAST } else { 0 };
                 let header = Header { payload_bytes, kind, flags, batch };
-                record::encode(&mut self.buffer, segment.seed, header, &payload);
+                record::encode(&mut buffer, segment.seed, header, &payload);
                 if kind == KIND_DROPPED {
                     dropped.extend(SegmentNumber::decode(&payload));
                 }
@@ -241,12 +241,12 @@ impl Tail {
             }
             durable.push(Durable { token, places });
         }
-        self.buffer.pad(BLOCK_BYTES);
-        let end = batch.start + record::length(self.buffer.bytes());
+        buffer.pad(BLOCK_BYTES);
+        let end = batch.start + record::length(buffer.bytes());
         self.reserve(&segment, end);
         segment
             .file
-            .write_blocks(u64::from(batch.start), self.buffer.bytes())
+            .write_blocks(u64::from(batch.start), buffer.bytes())
             .map_err(LogError::io("write to", segment.number))?;
         self.mark = Mark { segment: segment.number, offset: end, sequence: batch.sequence };
         self.segments.insert(segment.number, end);
@@ -258,7 +258,7 @@ impl Tail {
                 tracing::warn!(segment = name, %error, "is dropped, and its file stays until the next start");
             }
         }
-        Ok(Batch { appends: durable, mark: self.mark })
+        Ok(Batch { appends: durable, mark: self.mark, bytes: buffer.into_bytes() })
     }
 
     /// Lets the disk set aside room in large steps: each by itself would make a sync dearer.

@@ -12,7 +12,7 @@ use inkfast_wire::{Frame, FrameReceiver, FrameSender, Frames, Stream};
 use prost::Message;
 use tokio::sync::mpsc;
 
-use super::{BookieService, Served, bad, refuse};
+use super::{BookieService, Served, bad, refuse, send};
 use crate::store::{Add, Batch, OUTCOMES_MAX, Outcome};
 
 /// The most entries that are handed to the store at once, and the most outcomes that are answered
@@ -156,7 +156,8 @@ impl Incoming {
     }
 }
 
-/// Answers what has become durable, in runs. Ends when an add is refused, with the refusal.
+/// Answers what has become durable, in runs. Ends when an add is refused, with the refusal. What is
+/// not answered holds room that all streams need, so a client has to read its answers.
 async fn acknowledge(
     mut outcomes: mpsc::Receiver<Outcome>,
     sender: &mut FrameSender,
@@ -176,7 +177,7 @@ async fn acknowledge(
                 frames.push(kind::ADDED, &Bytes::copy_from_slice(&added.encode()));
             }
         }
-        sender.send_encoded(&mut frames.take()).await?;
+        send(sender, &mut frames).await?;
         if let Some(refusal) = refused {
             return Ok(Err(refusal));
         }

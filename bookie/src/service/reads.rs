@@ -2,104 +2,133 @@
 
 use bytes::Bytes;
 use inkfast_protocol::messages::{Read, kind};
-use inkfast_protocol::{EntryId, Refusal};
-use inkfast_wire::{Frame, FrameSender, Frames, Stream};
+use inkfast_protocol::{EntryId, LedgerId, Refusal};
+use inkfast_wire::{Frame, FrameReceiver, FrameSender, Frames, Stream};
 use prost::Message;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{SemaphorePermit, mpsc};
 
 use super::{BookieService, Served, UNSENT_BYTES_MAX, bad, refuse, send};
-use crate::log::{Place, ReadError};
+use crate::store::Wanted;
 
 /// The bytes of entries that one read takes from the disk before it sends them.
 pub(super) const READ_BYTES_MAX: usize = 1 << 20;
+/// How many runs of entries are read while the one before them is sent.
+const RUNS_AHEAD_MAX: usize = 1;
+
+/// Frames to be sent, and the room that their entries take until then.
+pub(super) struct Unsent<'a> {
+    pub(super) frames: Frames,
+    pub(super) room: Option<SemaphorePermit<'a>>,
+}
+
+impl Unsent<'_> {
+    pub(super) async fn send(self, sender: &mut FrameSender) -> Served {
+        let Self { mut frames, room: _room } = self;
+        send(sender, &mut frames).await
+    }
+}
 
 impl BookieService {
     /// Answers read after read, each entry by itself and in order.
     pub(super) async fn serve_reads(&self, first: Frame, stream: Stream) -> Served {
         let Stream { mut sender, mut receiver } = stream;
+        let (ahead, mut runs) = mpsc::channel::<Unsent<'_>>(RUNS_AHEAD_MAX);
+        let reading = self.read_ahead(first, &mut receiver, ahead);
+        let sending = async {
+            while let Some(run) = runs.recv().await {
+                run.send(&mut sender).await?;
+            }
+            Ok(())
+        };
+        match tokio::try_join!(reading, sending)?.0 {
+            Ok(()) => {
+                sender.finish();
+                Ok(())
+            }
+            Err(refusal) => refuse(&mut sender, refusal).await,
+        }
+    }
+
+    /// Reads what is asked for while what was read before it is sent, until the client asks for no
+    /// more, or for what cannot be had.
+    async fn read_ahead<'a>(
+        &'a self,
+        first: Frame,
+        receiver: &mut FrameReceiver,
+        ahead: mpsc::Sender<Unsent<'a>>,
+    ) -> Result<Result<(), Refusal>, inkfast_wire::Error> {
         let mut request = Some(first);
         while let Some(frame) = request {
-            if frame.kind != kind::READ {
-                return refuse(&mut sender, bad("only reads go on a stream of reads")).await;
-            }
-            match self.locate(&frame).await {
-                Ok(places) => self.send_entries(places, &mut sender).await?,
-                Err(refusal) => return refuse(&mut sender, refusal).await,
+            let (ledger, wanted) = match self.locate(&frame).await {
+                Ok(located) => located,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            let mut wanted = wanted.into_iter().peekable();
+            while wanted.peek().is_some() {
+                // The other end goes only with an error, which ends this too.
+                let Ok(place) = ahead.reserve().await else { return Ok(Ok(())) };
+                let (entries, room) = self.read_run(ledger, next_run(&mut wanted)).await;
+                place.send(Unsent { frames: answers(entries), room });
             }
             request = receiver.next().await?;
         }
-        sender.finish();
-        Ok(())
+        Ok(Ok(()))
     }
 
-    async fn locate(&self, request: &Frame) -> Result<Vec<Result<Place, Refusal>>, Refusal> {
+    async fn locate(&self, request: &Frame) -> Result<(LedgerId, Vec<Wanted>), Refusal> {
+        if request.kind != kind::READ {
+            return Err(bad("only reads go on a stream of reads"));
+        }
         let request: Read = request.decode().map_err(|error| bad(&error.to_string()))?;
         let ledger = request.parse()?;
         if request.fence {
             self.store.fence(ledger).await?;
         }
-        let entries = request.entries.into_iter().map(EntryId::new).collect();
-        self.store.locate(ledger, entries).await
-    }
-
-    async fn send_entries(
-        &self,
-        places: Vec<Result<Place, Refusal>>,
-        sender: &mut FrameSender,
-    ) -> Served {
-        let mut places = places.into_iter().peekable();
-        while places.peek().is_some() {
-            let mut bytes = 0;
-            let mut run: Vec<Result<Place, Refusal>> = Vec::new();
-            while bytes < READ_BYTES_MAX
-                && let Some(place) = places.next()
-            {
-                bytes += place.as_ref().map_or(0, |place| place.payload_bytes as usize);
-                run.push(place);
-            }
-            let mut frames = Frames::default();
-            let (entries, _room) = self.read_run(run).await;
-            for entry in entries {
-                match entry {
-                    Ok(entry) => frames.push(kind::ENTRY, &entry),
-                    Err(refusal) => {
-                        frames.push(kind::REFUSED, &refusal.to_message().encode_to_vec().into());
-                    }
-                }
-            }
-            send(sender, &mut frames).await?;
-        }
-        Ok(())
+        let ids: Vec<_> = request.entries.into_iter().map(EntryId::new).collect();
+        let places = self.store.locate(ledger, ids.clone()).await?;
+        Ok((ledger, ids.into_iter().zip(places).collect()))
     }
 
     /// Reads what was located, as soon as there is room for it, and says of each entry what came
     /// of it. The room is to be held until that is sent. The caller limits how much it asks for.
     pub(super) async fn read_run(
         &self,
-        run: Vec<Result<Place, Refusal>>,
+        ledger: LedgerId,
+        run: Vec<Wanted>,
     ) -> (Vec<Result<Bytes, Refusal>>, Option<SemaphorePermit<'_>>) {
-        let found: Vec<_> = run.iter().filter_map(|place| place.as_ref().ok().copied()).collect();
-        let bytes: usize = found.iter().map(|place| place.payload_bytes as usize).sum();
+        let bytes: usize = run.iter().map(bytes).sum();
         let bytes = u32::try_from(bytes.min(UNSENT_BYTES_MAX)).unwrap_or(u32::MAX);
         // Nobody closes the semaphore, so there will be room.
         let room = self.room.acquire_many(bytes).await.ok();
-        let mut read = self.store.reader().read_many(found).await.into_iter();
-        let entry = |place: Result<Place, Refusal>| match place {
-            Ok(_) => read.next().map_or_else(|| Err(unread()), |read| read.map_err(said)),
-            Err(refusal) => Err(refusal),
-        };
-        (run.into_iter().map(entry).collect(), room)
+        (self.store.read(ledger, run).await, room)
     }
 }
 
-/// A copy that is there and cannot be read is not absent.
-fn said(error: ReadError) -> Refusal {
-    match error {
-        ReadError::Corrupt { .. } => Refusal::Corrupt(error.to_string()),
-        ReadError::Log(_) => Refusal::Unknown(error.to_string()),
+/// Takes as many entries as are read at once, at least one.
+fn next_run(wanted: &mut impl Iterator<Item = Wanted>) -> Vec<Wanted> {
+    let (mut run, mut run_bytes) = (Vec::new(), 0);
+    while run_bytes < READ_BYTES_MAX
+        && let Some(next) = wanted.next()
+    {
+        run_bytes += bytes(&next);
+        run.push(next);
     }
+    run
 }
 
-fn unread() -> Refusal {
-    Refusal::Unknown("the copy was not read".to_owned())
+fn bytes((_, place): &Wanted) -> usize {
+    place.as_ref().map_or(0, |place| place.payload_bytes as usize)
+}
+
+fn answers(entries: Vec<Result<Bytes, Refusal>>) -> Frames {
+    let mut frames = Frames::default();
+    for entry in entries {
+        match entry {
+            Ok(entry) => frames.push(kind::ENTRY, &entry),
+            Err(refusal) => {
+                frames.push(kind::REFUSED, &refusal.to_message().encode_to_vec().into());
+            }
+        }
+    }
+    frames
 }

@@ -5,10 +5,9 @@ use inkfast_protocol::messages::{Missing, Tail, decode_number, encode_number, ki
 use inkfast_protocol::{EntryId, LedgerId, Refusal};
 use inkfast_wire::{Frame, FrameSender, Frames, Stream};
 use prost::Message;
-use tokio::sync::SemaphorePermit;
 
-use super::reads::READ_BYTES_MAX;
-use super::{BookieService, Served, bad, refuse, send};
+use super::reads::{READ_BYTES_MAX, Unsent};
+use super::{BookieService, Served, bad, refuse};
 use crate::store::Tip;
 
 /// The most entries that are looked for at once.
@@ -70,7 +69,7 @@ impl BookieService {
         Ok(())
     }
 
-    /// Pushes all that may be pushed now.
+    /// Pushes all that may be pushed now: while a run is sent, the next is read.
     async fn push(
         &self,
         lane: &mut Lane,
@@ -79,17 +78,20 @@ impl BookieService {
     ) -> Result<Result<(), Refusal>, inkfast_wire::Error> {
         let mut frames = Frames::default();
         lane.tell(tip, &mut frames);
+        let due = lane.due(tip);
+        let mut next = self.push_run(lane, due, frames).await;
         loop {
-            let due = lane.due(tip);
-            let is_last = due.is_empty();
-            let _room = match self.push_run(lane, due, &mut frames).await {
-                Ok(room) => room,
+            let unsent = match next {
+                Ok(unsent) => unsent,
                 Err(refusal) => return Ok(Err(refusal)),
             };
-            send(sender, &mut frames).await?;
-            if is_last {
+            let due = lane.due(tip);
+            if due.is_empty() {
+                unsent.send(sender).await?;
                 return Ok(Ok(()));
             }
+            let reading = async { Ok(self.push_run(lane, due, Frames::default()).await) };
+            (next, ()) = tokio::try_join!(reading, unsent.send(sender))?;
         }
     }
 
@@ -98,21 +100,20 @@ impl BookieService {
         &self,
         lane: &mut Lane,
         due: Vec<EntryId>,
-        frames: &mut Frames,
-    ) -> Result<Option<SemaphorePermit<'_>>, Refusal> {
+        mut frames: Frames,
+    ) -> Result<Unsent<'_>, Refusal> {
         if due.is_empty() {
-            return Ok(None);
+            return Ok(Unsent { frames, room: None });
         }
-        let mut places = self.store.locate(lane.ledger, due.clone()).await?;
+        let places = self.store.locate(lane.ledger, due.clone()).await?;
         let limit = lane.run_bytes();
         let mut bytes = 0;
-        let fits = places.iter().take_while(|place| {
+        let wanted = due.iter().copied().zip(places).take_while(|(_, place)| {
             let has_room = bytes < limit;
             bytes += place.as_ref().map_or(0, |place| u64::from(place.payload_bytes));
             has_room
         });
-        places.truncate(fits.count());
-        let (entries, room) = self.read_run(places).await;
+        let (entries, room) = self.read_run(lane.ledger, wanted.collect()).await;
         for (id, entry) in due.into_iter().zip(entries) {
             if lane.credit() == 0 {
                 break;
@@ -127,9 +128,9 @@ impl BookieService {
                     (kind::MISSING, missing.encode_to_vec().into())
                 }
             };
-            lane.push(kind, &body, frames);
+            lane.push(kind, &body, &mut frames);
         }
-        Ok(room)
+        Ok(Unsent { frames, room })
     }
 }
 

@@ -1,7 +1,14 @@
-//! What is read for a connection waits for room.
+//! What is read ahead for a client, and what becomes of a client that does not read.
 
 use inkfast_protocol::gate::Adder;
-use inkfast_protocol::{Entry, EntryHeader, LedgerId, PAYLOAD_BYTES_MAX, Tenure};
+use inkfast_protocol::messages::{OpenAdds, Read, Tail, encode_tenure};
+use inkfast_protocol::{
+    ENTRY_HEADER_BYTES, Entry, EntryHeader, LedgerId, PAYLOAD_BYTES_MAX, Tenure,
+};
+use inkfast_wire::{
+    Authority, Connection, Endpoint, Identity, Net, Remote, Role, Server, Target, serve,
+};
+use tempfile::TempDir;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -12,6 +19,10 @@ use crate::log;
 use crate::store::{Add, Batch, OUTCOMES_MAX};
 
 const LEDGER: u64 = 7;
+/// How large the entries of these tests are.
+const BYTES: usize = ENTRY_HEADER_BYTES + PAYLOAD_BYTES_MAX;
+/// What a stream takes that its client does not read.
+const WINDOW_BYTES: usize = 8 << 20;
 
 /// A store with so many of the largest entries.
 async fn store(entries: u64) -> Store {
@@ -20,11 +31,8 @@ async fn store(entries: u64) -> Store {
     let (store, _, _) = Store::open(disk as Arc<dyn Disk>, log, Executor::Inline).await.unwrap();
     let ledger = LedgerId::new(LEDGER).unwrap();
     let (outcomes, mut happened) = mpsc::channel(OUTCOMES_MAX);
-    for entry in (0..entries).map(EntryId::new) {
-        let header =
-            EntryHeader { ledger, entry, last_add_confirmed: None, length: 0, written_at_ms: 0 };
-        let entry = Entry::encode(header, &vec![b'x'; PAYLOAD_BYTES_MAX]);
-        let add = Some(Add { run: entry.into(), sequence: 0, tenure: Tenure(0) });
+    for id in 0..entries {
+        let add = Some(Add { run: entry(id).into(), sequence: 0, tenure: Tenure(0) });
         let batch = Batch { add, confirmed: None };
         store.add(ledger, &Arc::new(Adder::Recovery), batch, &outcomes).await.unwrap();
         happened.recv().await.unwrap().result.unwrap();
@@ -32,16 +40,27 @@ async fn store(entries: u64) -> Store {
     store
 }
 
+fn entry(id: u64) -> Entry {
+    let header = EntryHeader {
+        ledger: LedgerId::new(LEDGER).unwrap(),
+        entry: EntryId::new(id),
+        last_add_confirmed: None,
+        length: 0,
+        written_at_ms: 0,
+    };
+    Entry::encode(header, &vec![b'x'; PAYLOAD_BYTES_MAX])
+}
+
 #[tokio::test]
 async fn what_is_read_and_not_sent_is_bounded_for_each_connection() {
     let bookie = BookieService::new(store(20).await);
     let [slow, other] = [bookie.for_connection(), bookie.for_connection()];
-    let ids = (0..20).map(EntryId::new).collect();
-    let places = bookie.store.locate(LedgerId::new(LEDGER).unwrap(), ids).await.unwrap();
+    let (ledger, ids) = (LedgerId::new(LEDGER).unwrap(), (0..20).map(EntryId::new));
+    let places = bookie.store.locate(ledger, ids.clone().collect()).await.unwrap();
     let (mut unsent, mut bytes) = (Vec::new(), 0);
-    let mut rest = places.iter().map(|place| vec![place.clone()]);
+    let mut rest = ids.zip(places).map(|wanted| vec![wanted]);
     let mut waiting = loop {
-        let mut read = Box::pin(slow.read_run(rest.next().expect("not all is read")));
+        let mut read = Box::pin(slow.read_run(ledger, rest.next().expect("not all is read")));
         // All of it happens on this task, so that it waits for nothing but room.
         match timeout(Duration::ZERO, &mut read).await {
             Ok((entries, room)) => {
@@ -52,8 +71,158 @@ async fn what_is_read_and_not_sent_is_bounded_for_each_connection() {
         }
     };
     assert!(bytes <= UNSENT_BYTES_MAX && bytes > UNSENT_BYTES_MAX / 2, "{bytes}");
-    let read = other.read_run(rest.next().unwrap());
+    let read = other.read_run(ledger, rest.next().unwrap());
     assert!(timeout(Duration::ZERO, read).await.is_ok(), "another connection has room of its own");
     unsent.pop();
     assert!(timeout(Duration::ZERO, &mut waiting).await.is_ok());
+}
+
+/// Gives the streams that come to whoever holds the other end.
+#[derive(Clone)]
+struct Capture(mpsc::Sender<Stream>);
+
+impl Service for Capture {
+    async fn serve(&self, _peer: Arc<Peer>, stream: Stream) {
+        self.0.send(stream).await.unwrap();
+    }
+}
+
+/// A server on loopback, and a client that is connected to it.
+struct Pair {
+    _server: Endpoint,
+    _client: Endpoint,
+    connection: Connection,
+}
+
+impl Pair {
+    async fn new(service: impl Service) -> Self {
+        let dir = TempDir::new().unwrap();
+        let authority = Authority::open_or_create(dir.path(), "main").unwrap();
+        let identity = |role| {
+            authority.issue(role, None).unwrap();
+            Identity::load(dir.path(), role, None).unwrap()
+        };
+        let (cluster, instance) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let listen = "127.0.0.1:0".to_owned();
+        let server =
+            Server { listen, instance, cluster, reset_key: [5; 64], roles: &[Role::Client] };
+        let server = Endpoint::server(&Net::Os, &identity(Role::Bookie), server).await.unwrap();
+        tokio::spawn(serve(server.clone(), service));
+        let client = identity(Role::Client);
+        let client = Endpoint::client(&Net::Os, &client, Uuid::new_v4(), Some(cluster)).unwrap();
+        let addresses = vec![server.local_addr().to_string()];
+        let target = Target { role: Role::Bookie, instance: None, addresses };
+        let connection = Remote::new(&client, target).connection().await.unwrap();
+        Self { _server: server, _client: client, connection }
+    }
+
+    /// Opens a stream to a server that gives it here, and says something on it. Returns the
+    /// client's end and the server's.
+    async fn streams(first: &Frame) -> (Self, Stream, Stream) {
+        let (capture, mut captured) = mpsc::channel(1);
+        let pair = Self::new(Capture(capture)).await;
+        let mut client = pair.connection.open().await.unwrap();
+        client.sender.send(first).await.unwrap();
+        let mut server = captured.recv().await.unwrap();
+        assert_eq!(server.receiver.next().await.unwrap().as_ref(), Some(first));
+        (pair, client, server)
+    }
+}
+
+fn read(entries: Vec<u64>) -> Frame {
+    Frame::message(kind::READ, &Read { ledger: LEDGER, entries, fence: false })
+}
+
+fn tail() -> Frame {
+    let credit = 100 * BYTES as u64;
+    let tail = Tail { ledger: LEDGER, from: 0, to: Some(9), lanes: 1, lane: 0, credit };
+    Frame::message(kind::TAIL, &tail)
+}
+
+/// Says as much as a client gets without reading it.
+async fn fill(stream: &mut Stream) {
+    let mut frames = Frames::default();
+    // With what precedes each body.
+    (0..4).for_each(|_| frames.push(99, &vec![0; WINDOW_BYTES / 4 - 5].into()));
+    stream.sender.send_encoded(&mut frames.take()).await.unwrap();
+}
+
+#[tokio::test]
+async fn reads_are_answered_in_order() {
+    let pair = Pair::new(BookieService::new(store(3).await)).await;
+    let Stream { mut sender, mut receiver } = pair.connection.open().await.unwrap();
+    for entries in [vec![2, 9, 0], vec![1], vec![8, 1]] {
+        sender.send(&read(entries)).await.unwrap();
+    }
+    sender.send(&tail()).await.unwrap();
+    for expected in [Some(2), None, Some(0), Some(1), None, Some(1)] {
+        let frame = receiver.next().await.unwrap().unwrap();
+        let entry = (frame.kind == kind::ENTRY).then(|| Entry::decode(frame.body).unwrap());
+        assert_eq!(entry.map(|entry| entry.id().get()), expected);
+    }
+    let frame = receiver.next().await.unwrap().unwrap();
+    let refusal = Refusal::from_message(frame.decode().unwrap());
+    assert!(matches!(refusal, Refusal::BadRequest(_)), "{refusal}");
+    assert_eq!(receiver.next().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn one_run_is_read_while_another_is_sent() {
+    for first in [read((0..10).collect()), tail()] {
+        let bookie = BookieService::new(store(10).await);
+        let (_pair, mut client, mut server) = Pair::streams(&first).await;
+        fill(&mut server).await;
+        let serving = bookie.clone();
+        let served = tokio::spawn(async move {
+            match first.kind {
+                kind::READ => serving.serve_reads(first, server).await,
+                _ => serving.serve_tail(&first, server).await,
+            }
+        });
+        tokio::time::pause();
+        // Meanwhile all that can be done is done.
+        tokio::time::sleep(SEND_DEADLINE / 2).await;
+        assert_eq!(bookie.room.available_permits(), UNSENT_BYTES_MAX - 2 * BYTES);
+        tokio::time::resume();
+
+        client.sender.finish();
+        let mut next = 0;
+        while next < 10 {
+            let frame = client.receiver.next().await.unwrap().unwrap();
+            if frame.kind == kind::ENTRY {
+                assert_eq!(Entry::decode(frame.body).unwrap().id().get(), next);
+                next += 1;
+            }
+        }
+        served.await.unwrap().unwrap();
+        assert_eq!(bookie.room.available_permits(), UNSENT_BYTES_MAX);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_given_up() {
+    let adds = Frame::message(kind::OPEN_ADDS, &OpenAdds { ledger: LEDGER, ..OpenAdds::default() });
+    for first in [adds, read(vec![0]), tail()] {
+        let bookie = BookieService::new(store(1).await);
+        let (_pair, mut client, mut server) = Pair::streams(&first).await;
+        fill(&mut server).await;
+        if first.kind == kind::OPEN_ADDS {
+            let tenure = encode_tenure(Tenure(0), 0).to_vec().into();
+            client.sender.send(&Frame { kind: kind::TENURE, body: tenure }).await.unwrap();
+            let body = entry(1).bytes().clone();
+            client.sender.send(&Frame { kind: kind::ENTRY, body }).await.unwrap();
+        }
+        tokio::time::pause();
+        let serving = async {
+            match first.kind {
+                kind::OPEN_ADDS => bookie.serve_adds(&first, server).await,
+                kind::READ => bookie.serve_reads(first, server).await,
+                _ => bookie.serve_tail(&first, server).await,
+            }
+        };
+        let served = timeout(2 * SEND_DEADLINE, serving).await.expect("it ends in time");
+        assert!(matches!(served, Err(inkfast_wire::Error::TimedOut { .. })), "{served:?}");
+        assert_eq!(bookie.room.available_permits(), UNSENT_BYTES_MAX);
+        tokio::time::resume();
+    }
 }

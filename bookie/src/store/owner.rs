@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::checkpoint::{Indexed, Indexing, RECENT_ENTRIES_MAX};
 use super::ledgers::{Known, Ledger, Ledgers};
+use super::reading::said;
 use super::tips::Tips;
 use super::upkeep::{self, Upkeep};
 use super::{Add, Batch, Command, Located, Outcome, State, unsure};
@@ -298,12 +299,14 @@ impl Owner {
         match self.reader.read(place).await {
             Ok(bytes) if bytes == *entry.bytes() => Stored::Same,
             Ok(_) => Stored::Other,
-            Err(error) => Stored::Unsound(Refusal::Corrupt(error.to_string())),
+            Err(error) => Stored::Unsound(said(error)),
         }
     }
 
     fn on_durable(&mut self, batch: Option<log::Batch<Token>>) {
-        let Some(log::Batch { appends, mark }) = batch else { return };
+        let Some(log::Batch { appends, mark, bytes }) = batch else { return };
+        // Before anybody hears of it: who follows the ledger finds it there.
+        self.reader.keep(mark, bytes);
         let mut moved = BTreeSet::new();
         for Durable { token, places } in appends {
             match token {

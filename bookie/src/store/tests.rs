@@ -9,6 +9,7 @@ use crate::log;
 use crate::store::checkpoint::RECENT_ENTRIES_MAX;
 
 mod crashes;
+mod reading;
 mod upkeep;
 
 const LOG: Uuid = Uuid::from_u128(9);
@@ -77,12 +78,11 @@ impl World {
     }
 
     async fn read(&self, ledger: u64, id: u64) -> Result<Entry, Refusal> {
-        let places = self.store.locate(self::ledger(ledger), vec![EntryId::new(id)]).await?;
-        let place = places.into_iter().next().unwrap()?;
-        let bytes = self.store.reader().read(place).await;
-        bytes
-            .map_err(|error| Refusal::Corrupt(error.to_string()))
-            .map(|bytes| Entry::decode(bytes).unwrap())
+        let ids = vec![EntryId::new(id)];
+        let place = self.store.locate(self::ledger(ledger), ids).await?.remove(0);
+        let wanted = vec![(EntryId::new(id), place)];
+        let bytes = self.store.read(self::ledger(ledger), wanted).await.remove(0)?;
+        Ok(Entry::decode(bytes).unwrap())
     }
 }
 
@@ -227,6 +227,8 @@ async fn a_damaged_log_calls_nothing_absent_and_lets_no_writer_in() {
     for id in 0..3 {
         world.add(&writer(1), &entry(7, id, "payload")).await.unwrap();
     }
+    // It has the entries in memory no more.
+    let world = world.crash().await;
     let places = world.store.locate(ledger(7), vec![EntryId::new(1)]).await.unwrap();
     let place = places.into_iter().next().unwrap().unwrap();
     world.disk.flip_bit(&place.segment.to_string(), place.offset as usize + 40, 3);

@@ -1,0 +1,76 @@
+//! The batches that were written last, in memory: they were written past the system's cache, and
+//! who follows a ledger wants them next.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::record::{self, HEADER_BYTES};
+use super::{Mark, Place, SegmentNumber};
+use crate::disk::BLOCK_BYTES;
+
+/// The memory that the batches take. In tests that is little, so that they also read the disk.
+pub(super) const RECENT_BYTES: usize = if cfg!(test) { 64 << 10 } else { 32 << 20 };
+
+/// The last batches that are durable, as they were written. They hold no other memory, least of
+/// all the packets in which the entries arrived.
+#[derive(Default)]
+pub(super) struct Recent(Mutex<Batches>);
+
+#[derive(Default)]
+struct Batches {
+    /// In the order of the log.
+    batches: VecDeque<Batch>,
+    /// The memory that they take.
+    bytes: usize,
+}
+
+struct Batch {
+    segment: SegmentNumber,
+    offset: u32,
+    bytes: Bytes,
+}
+
+impl Recent {
+    /// Adds the batch that ends at a mark, and lets the oldest go for it.
+    pub(super) fn push(&self, mark: Mark, bytes: Bytes) {
+        let mut recent = self.batches();
+        let offset = mark.offset - record::length(&bytes);
+        recent.bytes += memory_bytes(&bytes);
+        recent.batches.push_back(Batch { segment: mark.segment, offset, bytes });
+        while recent.bytes > RECENT_BYTES
+            && let Some(oldest) = recent.batches.pop_front()
+        {
+            recent.bytes -= memory_bytes(&oldest.bytes);
+        }
+    }
+
+    /// Returns the payloads that are here. Each keeps its batch in memory: copy what may be kept
+    /// for long.
+    pub(super) fn find(&self, places: &[Place]) -> Vec<Option<Bytes>> {
+        let recent = self.batches();
+        places.iter().map(|place| recent.find(*place)).collect()
+    }
+
+    fn batches(&self) -> MutexGuard<'_, Batches> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Batches {
+    fn find(&self, Place { segment, offset, payload_bytes }: Place) -> Option<Bytes> {
+        let begin = |batch: &Batch| (batch.segment, batch.offset);
+        let after = self.batches.partition_point(|batch| begin(batch) <= (segment, offset));
+        let batch = &self.batches[after.checked_sub(1)?];
+        let start = (offset - batch.offset) as usize + HEADER_BYTES;
+        let end = start + payload_bytes as usize;
+        (batch.segment == segment && end <= batch.bytes.len())
+            .then(|| batch.bytes.slice(start..end))
+    }
+}
+
+/// Tells what a batch takes, with what aligns it.
+fn memory_bytes(batch: &Bytes) -> usize {
+    batch.len() + BLOCK_BYTES
+}
