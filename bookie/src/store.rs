@@ -111,6 +111,11 @@ enum Command {
         /// None if only the index knows.
         state: oneshot::Sender<Option<State>>,
     },
+    Knows {
+        ledger: LedgerId,
+        /// False if only the index can tell.
+        known: oneshot::Sender<bool>,
+    },
     Locate {
         ledger: LedgerId,
         entries: Vec<EntryId>,
@@ -194,6 +199,17 @@ impl Store {
         let stored = self.executor.run(move || index.ledger(ledger)).await.map_err(unsure)?;
         let StoredLedger { last_add_confirmed, fenced, .. } = stored.unwrap_or_default();
         Ok(State { last_add_confirmed, fenced })
+    }
+
+    /// Says whether anything of a ledger is here, or was ever on its way into the log: a log that
+    /// has failed may have it.
+    pub(crate) async fn knows(&self, ledger: LedgerId) -> Result<bool, Refusal> {
+        if self.ask(|known| Command::Knows { ledger, known }).await? {
+            return Ok(true);
+        }
+        let index = self.index.clone();
+        let stored = self.executor.run(move || index.ledger(ledger)).await.map_err(unsure)?;
+        Ok(stored.is_some())
     }
 
     /// Finds entries: where each is, or why that cannot be said. Only

@@ -3,13 +3,13 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate, fstatvfs};
 
-use super::{Disk, DiskFile};
+use super::{Disk, DiskFile, Space};
 
 /// A directory of the operating system, held by this process alone.
 #[derive(Debug)]
@@ -66,6 +66,15 @@ impl Disk for OsDisk {
 
     fn sync_names(&self) -> io::Result<()> {
         self.directory.sync_all()
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        let found = fstatvfs(&self.directory)?;
+        Ok(Space {
+            device: self.directory.metadata()?.dev(),
+            capacity_bytes: found.f_blocks * found.f_frsize,
+            free_bytes: found.f_bavail * found.f_frsize,
+        })
     }
 }
 

@@ -9,6 +9,11 @@ use tokio::sync::SemaphorePermit;
 
 use super::{BookieService, Served, UNSENT_BYTES_MAX, bad, refuse, send};
 use crate::log::{Place, ReadError};
+use crate::store::Store;
+use crate::stores::Home;
+
+/// Entries that were located: where each is, or why it cannot be said.
+type Places = Vec<Result<Place, Refusal>>;
 
 /// The bytes of entries that one read takes from the disk before it sends them.
 pub(super) const READ_BYTES_MAX: usize = 1 << 20;
@@ -18,12 +23,17 @@ impl BookieService {
     pub(super) async fn serve_reads(&self, first: Frame, stream: Stream) -> Served {
         let Stream { mut sender, mut receiver } = stream;
         let mut request = Some(first);
+        // The next read is most likely of the same ledger.
+        let mut last = None;
         while let Some(frame) = request {
             if frame.kind != kind::READ {
                 return refuse(&mut sender, bad("only reads go on a stream of reads")).await;
             }
             match self.locate(&frame).await {
-                Ok(places) => self.send_entries(places, &mut sender).await?,
+                Ok((home, places)) => {
+                    let home = last.insert(home);
+                    self.send_entries(home.store(), places, &mut sender).await?;
+                }
                 Err(refusal) => return refuse(&mut sender, refusal).await,
             }
             request = receiver.next().await?;
@@ -32,25 +42,25 @@ impl BookieService {
         Ok(())
     }
 
-    async fn locate(&self, request: &Frame) -> Result<Vec<Result<Place, Refusal>>, Refusal> {
+    async fn locate(&self, request: &Frame) -> Result<(Home, Places), Refusal> {
         let request: Read = request.decode().map_err(|error| bad(&error.to_string()))?;
         let ledger = request.parse()?;
-        if request.fence {
-            self.store.fence(ledger).await?;
-        }
+        let home = self.home(ledger, request.fence).await?;
         let entries = request.entries.into_iter().map(EntryId::new).collect();
-        self.store.locate(ledger, entries).await
+        let places = home.store().locate(ledger, entries).await?;
+        Ok((home, places))
     }
 
     async fn send_entries(
         &self,
-        places: Vec<Result<Place, Refusal>>,
+        store: &Store,
+        places: Places,
         sender: &mut FrameSender,
     ) -> Served {
         let mut places = places.into_iter().peekable();
         while places.peek().is_some() {
             let mut bytes = 0;
-            let mut run: Vec<Result<Place, Refusal>> = Vec::new();
+            let mut run = Places::new();
             while bytes < READ_BYTES_MAX
                 && let Some(place) = places.next()
             {
@@ -58,7 +68,7 @@ impl BookieService {
                 run.push(place);
             }
             let mut frames = Frames::default();
-            let (entries, _room) = self.read_run(run).await;
+            let (entries, _room) = self.read_run(store, run).await;
             for entry in entries {
                 match entry {
                     Ok(entry) => frames.push(kind::ENTRY, &entry),
@@ -76,14 +86,15 @@ impl BookieService {
     /// of it. The room is to be held until that is sent. The caller limits how much it asks for.
     pub(super) async fn read_run(
         &self,
-        run: Vec<Result<Place, Refusal>>,
+        store: &Store,
+        run: Places,
     ) -> (Vec<Result<Bytes, Refusal>>, Option<SemaphorePermit<'_>>) {
         let found: Vec<_> = run.iter().filter_map(|place| place.as_ref().ok().copied()).collect();
         let bytes: usize = found.iter().map(|place| place.payload_bytes as usize).sum();
         let bytes = u32::try_from(bytes.min(UNSENT_BYTES_MAX)).unwrap_or(u32::MAX);
         // Nobody closes the semaphore, so there will be room.
         let room = self.room.acquire_many(bytes).await.ok();
-        let mut read = self.store.reader().read_many(found).await.into_iter();
+        let mut read = store.reader().read_many(found).await.into_iter();
         let entry = |place: Result<Place, Refusal>| match place {
             Ok(_) => read.next().map_or_else(|| Err(unread()), |read| read.map_err(said)),
             Err(refusal) => Err(refusal),

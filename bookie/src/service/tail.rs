@@ -5,11 +5,12 @@ use inkfast_protocol::messages::{Missing, Tail, decode_number, encode_number, ki
 use inkfast_protocol::{EntryId, LedgerId, Refusal};
 use inkfast_wire::{Frame, FrameSender, Frames, Stream};
 use prost::Message;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{SemaphorePermit, watch};
 
 use super::reads::READ_BYTES_MAX;
 use super::{BookieService, Served, bad, refuse, send};
-use crate::store::Tip;
+use crate::store::{Store, Tip};
+use crate::stores::Home;
 
 /// The most entries that are looked for at once.
 const RUN_ENTRIES_MAX: u64 = 256;
@@ -41,13 +42,13 @@ impl BookieService {
             Ok(lane) => lane,
             Err(refusal) => return refuse(&mut sender, refusal).await,
         };
-        let mut tip = match self.store.follow(lane.ledger).await {
-            Ok(tip) => tip,
+        let (home, mut tip) = match self.follow(lane.ledger).await {
+            Ok(followed) => followed,
             Err(refusal) => return refuse(&mut sender, refusal).await,
         };
         while !lane.has_ended() {
             let now = *tip.borrow_and_update();
-            if let Err(refusal) = self.push(&mut lane, now, &mut sender).await? {
+            if let Err(refusal) = self.push(home.store(), &mut lane, now, &mut sender).await? {
                 return refuse(&mut sender, refusal).await;
             }
             if lane.has_ended() {
@@ -70,9 +71,16 @@ impl BookieService {
         Ok(())
     }
 
+    async fn follow(&self, ledger: LedgerId) -> Result<(Home, watch::Receiver<Tip>), Refusal> {
+        let home = self.stores.home(ledger).await?;
+        let tip = home.store().follow(ledger).await?;
+        Ok((home, tip))
+    }
+
     /// Pushes all that may be pushed now.
     async fn push(
         &self,
+        store: &Store,
         lane: &mut Lane,
         tip: Tip,
         sender: &mut FrameSender,
@@ -82,7 +90,7 @@ impl BookieService {
         loop {
             let due = lane.due(tip);
             let is_last = due.is_empty();
-            let _room = match self.push_run(lane, due, &mut frames).await {
+            let _room = match self.push_run(store, lane, due, &mut frames).await {
                 Ok(room) => room,
                 Err(refusal) => return Ok(Err(refusal)),
             };
@@ -96,6 +104,7 @@ impl BookieService {
     /// Puts as many of the entries that are due into frames as the credit allows, and one read.
     async fn push_run(
         &self,
+        store: &Store,
         lane: &mut Lane,
         due: Vec<EntryId>,
         frames: &mut Frames,
@@ -103,7 +112,7 @@ impl BookieService {
         if due.is_empty() {
             return Ok(None);
         }
-        let mut places = self.store.locate(lane.ledger, due.clone()).await?;
+        let mut places = store.locate(lane.ledger, due.clone()).await?;
         let limit = lane.run_bytes();
         let mut bytes = 0;
         let fits = places.iter().take_while(|place| {
@@ -112,7 +121,7 @@ impl BookieService {
             has_room
         });
         places.truncate(fits.count());
-        let (entries, room) = self.read_run(places).await;
+        let (entries, room) = self.read_run(store, places).await;
         for (id, entry) in due.into_iter().zip(entries) {
             if lane.credit() == 0 {
                 break;

@@ -6,19 +6,23 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::*;
+use crate::directories::Directory;
 use crate::disk::{Disk, MemoryDisk};
 use crate::executor::Executor;
 use crate::log;
 use crate::store::{Add, Batch, OUTCOMES_MAX};
+use crate::stores::Opened;
 
 const LEDGER: u64 = 7;
 
-/// A store with so many of the largest entries.
-async fn store(entries: u64) -> Store {
-    let (disk, log) = (Arc::new(MemoryDisk::new()), Uuid::from_u128(9));
+/// Stores with so many of the largest entries.
+async fn stores(entries: u64) -> Stores {
+    let (disk, log): (Arc<dyn Disk>, _) = (Arc::new(MemoryDisk::new()), Uuid::from_u128(9));
     log::create(&*disk, log).unwrap();
-    let (store, _, _) = Store::open(disk as Arc<dyn Disk>, log, Executor::Inline).await.unwrap();
+    let sound = vec![(Directory { path: "d".into(), disk }, log)];
+    let Opened { stores, .. } = Stores::open(sound, Vec::new(), Executor::Inline).await.unwrap();
     let ledger = LedgerId::new(LEDGER).unwrap();
+    let home = stores.home(ledger).await.unwrap();
     let (outcomes, mut happened) = mpsc::channel(OUTCOMES_MAX);
     for entry in (0..entries).map(EntryId::new) {
         let header =
@@ -26,22 +30,25 @@ async fn store(entries: u64) -> Store {
         let entry = Entry::encode(header, &vec![b'x'; PAYLOAD_BYTES_MAX]);
         let add = Some(Add { run: entry.into(), sequence: 0, tenure: Tenure(0) });
         let batch = Batch { add, confirmed: None };
-        store.add(ledger, &Arc::new(Adder::Recovery), batch, &outcomes).await.unwrap();
+        home.store().add(ledger, &Arc::new(Adder::Recovery), batch, &outcomes).await.unwrap();
         happened.recv().await.unwrap().result.unwrap();
     }
-    store
+    stores
 }
 
 #[tokio::test]
 async fn what_is_read_and_not_sent_is_bounded_for_each_connection() {
-    let bookie = BookieService::new(store(20).await);
+    let bookie = BookieService::new(stores(20).await);
     let [slow, other] = [bookie.for_connection(), bookie.for_connection()];
     let ids = (0..20).map(EntryId::new).collect();
-    let places = bookie.store.locate(LedgerId::new(LEDGER).unwrap(), ids).await.unwrap();
+    let ledger = LedgerId::new(LEDGER).unwrap();
+    let home = bookie.stores.find(ledger).await.unwrap();
+    let store = home.store();
+    let places = store.locate(ledger, ids).await.unwrap();
     let (mut unsent, mut bytes) = (Vec::new(), 0);
     let mut rest = places.iter().map(|place| vec![place.clone()]);
     let mut waiting = loop {
-        let mut read = Box::pin(slow.read_run(rest.next().expect("not all is read")));
+        let mut read = Box::pin(slow.read_run(store, rest.next().expect("not all is read")));
         // All of it happens on this task, so that it waits for nothing but room.
         match timeout(Duration::ZERO, &mut read).await {
             Ok((entries, room)) => {
@@ -52,7 +59,7 @@ async fn what_is_read_and_not_sent_is_bounded_for_each_connection() {
         }
     };
     assert!(bytes <= UNSENT_BYTES_MAX && bytes > UNSENT_BYTES_MAX / 2, "{bytes}");
-    let read = other.read_run(rest.next().unwrap());
+    let read = other.read_run(store, rest.next().unwrap());
     assert!(timeout(Duration::ZERO, read).await.is_ok(), "another connection has room of its own");
     unsent.pop();
     assert!(timeout(Duration::ZERO, &mut waiting).await.is_ok());

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use inkfast_protocol::gate::{Gate, Record};
+use inkfast_protocol::gate::{Action, Gate, Record};
 use inkfast_protocol::{EntryId, LedgerId};
 
 use super::places::Places;
@@ -27,6 +27,8 @@ pub(super) struct Ledger {
     frozen: Arc<Places>,
     /// Something was done with it since the last checkpoint began.
     used: bool,
+    /// A record of it was given to the log, which has it for certain only once it is durable.
+    written: bool,
 }
 
 /// What the log says of a ledger.
@@ -84,7 +86,19 @@ impl Ledger {
     pub(super) fn new(known: Known) -> Self {
         let StoredLedger { fenced, writer, last_add_confirmed, .. } = &known.stored;
         let gate = Gate::new(*fenced, writer.as_ref().map(|(id, _)| *id), *last_add_confirmed);
-        Self { gate, known, frozen: Arc::default(), used: true }
+        Self { gate, known, frozen: Arc::default(), used: true, written: false }
+    }
+
+    /// Returns the next thing that the gate wants.
+    pub(super) fn next_action(&mut self) -> Option<Action> {
+        let action = self.gate.next_action();
+        self.written |= matches!(action, Some(Action::Write(_)));
+        action
+    }
+
+    /// Says whether the log has something of it, or may have.
+    pub(super) fn is_known(&self) -> bool {
+        self.written || self.known.stored != StoredLedger::default()
     }
 
     /// Returns the highest entry that is on disk.

@@ -224,7 +224,7 @@ async fn start_bookies(
     let identity = Identity::load(dir, Role::Bookie, None)?;
     let starting = listen.into_iter().enumerate().map(async |(index, listen)| {
         let mut config = inkfast_bookie::Config {
-            dir: dir.join(format!("bookie-{}", index + 1)),
+            dirs: vec![dir.join(format!("bookie-{}", index + 1))],
             listen,
             advertise: Vec::new(),
             metastore: metastore.clone(),

@@ -6,7 +6,7 @@ use inkfast_bookie::Bookie;
 use inkfast_metastore::limits::check_address;
 use inkfast_metastore_server::MetastoreServer;
 use inkfast_wire::{Net, Role};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::refuse;
@@ -166,9 +166,11 @@ async fn metastore(settings: MetastoreSettings) -> Result<(), Failure> {
 #[derive(clap::Args, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct BookieSettings {
-    /// Where it keeps its entries; made if it is missing
-    #[arg(long)]
-    dir: Option<PathBuf>,
+    /// Where it keeps its entries; made if it is missing. Give it once for each disk: a ledger is
+    /// on one of them, and without one the others are still served
+    #[arg(long, value_name = "DIR")]
+    #[serde(deserialize_with = "one_or_more")]
+    dir: Vec<PathBuf>,
     /// Where it listens, host:port
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
@@ -195,7 +197,10 @@ impl BookieSettings {
         let file: Self = read(path)?;
         let or = |flag: Vec<String>, file| if flag.is_empty() { file } else { flag };
         Ok(Self {
-            dir: self.dir.or_else(|| file.dir.map(|dir| beside(path, dir))),
+            dir: match self.dir.is_empty() {
+                true => file.dir.into_iter().map(|dir| beside(path, dir)).collect(),
+                false => self.dir,
+            },
             listen: self.listen.or(file.listen),
             advertise: or(self.advertise, file.advertise),
             metastore: or(self.metastore, file.metastore),
@@ -210,7 +215,7 @@ async fn bookie(settings: BookieSettings) -> Result<(), Failure> {
     let certs = needed(settings.certs, "certs")?;
     let metastore = (!settings.metastore.is_empty()).then_some(settings.metastore);
     let config = inkfast_bookie::Config {
-        dir: needed(settings.dir, "dir")?,
+        dirs: needed((!settings.dir.is_empty()).then_some(settings.dir), "dir")?,
         listen: needed(settings.listen, "listen")?,
         advertise: settings.advertise,
         metastore: needed(metastore, "metastore")?,
@@ -230,6 +235,20 @@ async fn bookie(settings: BookieSettings) -> Result<(), Failure> {
     }
     bookie.stop().await;
     Ok(())
+}
+
+/// Reads a path, or a list of them.
+fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "`dir` is a path, or a list of paths")]
+    enum Paths {
+        One(PathBuf),
+        More(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(from)? {
+        Paths::One(path) => vec![path],
+        Paths::More(paths) => paths,
+    })
 }
 
 fn needed<T>(setting: Option<T>, name: &str) -> Result<T, Failure> {
@@ -278,9 +297,23 @@ mod tests {
             ..BookieSettings::default()
         };
         let settings = flags.over(Some(&path)).unwrap();
-        assert_eq!(settings.dir, Some(dir.path().join("data")));
+        assert_eq!(settings.dir, [dir.path().join("data")]);
         assert_eq!(settings.listen.as_deref(), Some("b:2"));
         assert_eq!(settings.metastore, ["m:3"]);
         assert_eq!(settings.rack.as_deref(), Some("r1"));
+    }
+
+    #[test]
+    fn a_file_names_one_directory_or_more_and_flags_go_over_all_of_them() {
+        let home = tempfile::TempDir::new().unwrap();
+        let path = home.path().join("bookie.toml");
+        std::fs::write(&path, "dir = ['a', '/b']").unwrap();
+        let settings = BookieSettings::default().over(Some(&path)).unwrap();
+        assert_eq!(settings.dir, [home.path().join("a"), "/b".into()]);
+        let flags = BookieSettings { dir: vec!["c".into()], ..BookieSettings::default() };
+        assert_eq!(flags.over(Some(&path)).unwrap().dir, [PathBuf::from("c")]);
+        std::fs::write(&path, "dir = 7").unwrap();
+        let refused = BookieSettings::default().over(Some(&path)).err().unwrap().to_string();
+        assert!(refused.contains("a path, or a list"), "{refused}");
     }
 }
