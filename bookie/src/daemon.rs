@@ -20,6 +20,7 @@ use crate::executor::Executor;
 use crate::identity::BookieIdentity;
 use crate::registration::Registrar;
 use crate::service::BookieService;
+use crate::space::MinFree;
 use crate::stores::{Opened, Stores};
 
 /// Who may open streams to a bookie.
@@ -33,6 +34,9 @@ pub struct Config {
     /// The data directories, in any order; they are made if they are missing. Empty ones become a
     /// new bookie, or are added to that of the others.
     pub dirs: Vec<PathBuf>,
+    /// Writers are refused when a directory has less room; if nothing is said, less than 5 % of its
+    /// file system and less than 16 GiB.
+    pub min_free: Option<MinFree>,
     /// Where to listen, `host:port`; port 0 lets the system choose.
     pub listen: String,
     /// The addresses under which clients reach the bookie; if there are none, where it listens.
@@ -79,7 +83,7 @@ impl Bookie {
         let Claimed { bookie: identity, sound, broken } =
             identify(&config, &metastore_store).await?;
         let Opened { stores, tasks, watching } =
-            Stores::open(sound, broken, Executor::Threads).await?;
+            Stores::open(sound, broken, config.min_free, Executor::Threads).await?;
         let server = Server {
             listen: config.listen.clone(),
             instance: identity.id.0,

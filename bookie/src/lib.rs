@@ -25,6 +25,8 @@
 //! * A fence is on disk before it is answered, and so is every add that was let in before it.
 //! * It says "never stored" only when it is certain. A damaged log makes every such answer
 //!   "unknown", and refuses writers, since a fence may be among what was lost.
+//! * When its disks are nearly full it refuses writers, then recoveries, and lets them in again when
+//!   there is room.
 //! * After a failed write or sync it takes no more writes until it is started again, and still
 //!   serves what it has.
 //! * A client that is slow, or does not read what it asked for, delays itself only.
@@ -37,12 +39,13 @@
 //! face the cluster.
 //!
 //! # Not here
-//! Nothing is ever deleted from the log yet, and a full disk counts as a failed one. A log that is
-//! damaged gets no checkpoints. No ledger moves from one directory to another, and a directory that
+//! Nothing is ever deleted from the log yet, and a disk that is full for all that counts as a failed
+//! one. A log that is damaged gets no checkpoints. No ledger moves from one directory to another, and a directory that
 //! is lost cannot be given up: the bookie's ledgers are to be copied to others, and it begins anew.
 
 pub use daemon::{Bookie, Config};
 pub use error::Error;
+pub use space::MinFree;
 
 mod daemon;
 mod directories;

@@ -18,8 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::future::{join_all, select_all};
+use inkfast_protocol::gate::Adder;
 use inkfast_protocol::{LedgerId, Refusal};
-use tokio::sync::{OnceCell, oneshot, watch};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -29,8 +30,8 @@ use crate::directories::Directory;
 use crate::disk::Space;
 use crate::executor::Executor;
 use crate::log::Replayed;
-use crate::space::{Gauge, measure, total};
-use crate::store::Store;
+use crate::space::{Gauge, Level, MinFree, measure, total};
+use crate::store::{Batch, Outcome, Store};
 
 #[cfg(test)]
 mod tests;
@@ -107,9 +108,10 @@ impl Stores {
     pub(crate) async fn open(
         sound: Vec<(Directory, Uuid)>,
         mut broken: Vec<Error>,
+        min_free: Option<MinFree>,
         executor: Executor,
     ) -> Result<Opened, Error> {
-        let opening = sound.into_iter().map(|(dir, log)| open_one(dir, log, executor));
+        let opening = sound.into_iter().map(|(dir, log)| open_one(dir, log, min_free, executor));
         let (mut members, mut tasks) = (Vec::new(), Vec::new());
         for opened in join_all(opening).await {
             match opened {
@@ -248,16 +250,35 @@ impl Stores {
         let order = |number: &usize| {
             let Member { health, begun, .. } = &members[*number];
             let free = spaces[*number].free_bytes / (largest / NOTABLE).max(1);
-            (*health.read_only.borrow(), Reverse(free), begun.load(Ordering::Relaxed))
+            let begun = begun.load(Ordering::Relaxed);
+            (*health.read_only.borrow(), health.gauge.level(), Reverse(free), begun)
         };
         Ok((0..members.len()).min_by_key(order).unwrap_or_default())
     }
 }
 
 impl Home {
-    /// Returns the store.
+    /// Returns the store. Adds do not go to it directly.
     pub(crate) fn store(&self) -> &Store {
-        &self.shared.members[self.member].store
+        &self.member().store
+    }
+
+    /// Hands a batch to the store, as [`Store::add`] does, if there is room on its disk.
+    pub(crate) async fn add(
+        &self,
+        ledger: LedgerId,
+        adder: &Arc<Adder>,
+        batch: Batch,
+        outcomes: &mpsc::Sender<Outcome>,
+    ) -> Result<(), Refusal> {
+        if batch.add.is_some() {
+            self.member().health.gauge.let_in(adder)?;
+        }
+        self.store().add(ledger, adder, batch, outcomes).await
+    }
+
+    fn member(&self) -> &Member {
+        &self.shared.members[self.member]
     }
 }
 
@@ -291,14 +312,14 @@ impl Homes {
 async fn open_one(
     dir: Directory,
     log: Uuid,
+    min_free: Option<MinFree>,
     executor: Executor,
 ) -> Result<(Member, JoinHandle<()>), Error> {
-    let Directory { path, disk } = dir;
-    let opened = Store::open(disk.clone(), log, executor).await;
+    let opened = Store::open(dir.disk.clone(), log, executor).await;
     let (store, replayed, task) =
-        opened.map_err(|error| Error::directory(&path, error.to_string()))?;
+        opened.map_err(|error| Error::directory(&dir.path, error.to_string()))?;
     let Replayed { cut, damages, .. } = replayed;
-    let shown = path.display();
+    let shown = dir.path.display();
     if let Some(cut) = cut {
         tracing::info!(dir = %shown, ?cut, "cut what was not acknowledged when the bookie last stopped");
     }
@@ -306,12 +327,19 @@ async fn open_one(
         tracing::error!(dir = %shown, %damage, "the log is damaged: writers are refused, and what is not found is unknown");
     }
     let health = Health {
-        gauge: Gauge::new(disk),
+        gauge: Gauge::new(dir, min_free),
         read_only: store.read_only(),
         damaged: !damages.is_empty(),
         unsure: AtomicBool::new(false),
     };
     Ok((Member { store, health: Arc::new(health), begun: AtomicU64::new(0) }, task))
+}
+
+impl Health {
+    /// Says whether no new ledger may be placed there.
+    fn takes_none(&self) -> bool {
+        *self.read_only.borrow() || self.gauge.level() != Level::Plenty
+    }
 }
 
 /// Looks after the stores, and tells what has to be told of them.
@@ -345,7 +373,7 @@ impl Watcher {
 
     fn tell(&self) {
         let may_have_lost = |it: &Arc<Health>| it.damaged || it.unsure.load(Ordering::Relaxed);
-        let takes_none = self.healths.iter().all(|it| *it.read_only.borrow());
+        let takes_none = self.healths.iter().all(|it| it.takes_none());
         let read_only = self.broken || takes_none || self.healths.iter().any(may_have_lost);
         self.read_only.send_if_modified(|told| mem::replace(told, read_only) != read_only);
     }

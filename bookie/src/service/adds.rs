@@ -64,13 +64,13 @@ async fn take_adds(
             if adds.has_to_go_before(&frame)
                 && let Some(batch) = adds.batch()
             {
-                home.store().add(ledger, adder, batch, &outcomes).await?;
+                home.add(ledger, adder, batch, &outcomes).await?;
             }
             adds.take(frame)?;
             next = receiver.next_buffered().map_err(lost)?;
         }
         if let Some(batch) = adds.batch() {
-            home.store().add(ledger, adder, batch, &outcomes).await?;
+            home.add(ledger, adder, batch, &outcomes).await?;
         }
     }
     Ok(())

@@ -20,7 +20,8 @@ async fn stores(entries: u64) -> Stores {
     let (disk, log): (Arc<dyn Disk>, _) = (Arc::new(MemoryDisk::new()), Uuid::from_u128(9));
     log::create(&*disk, log).unwrap();
     let sound = vec![(Directory { path: "d".into(), disk }, log)];
-    let Opened { stores, .. } = Stores::open(sound, Vec::new(), Executor::Inline).await.unwrap();
+    let Opened { stores, .. } =
+        Stores::open(sound, Vec::new(), None, Executor::Inline).await.unwrap();
     let ledger = LedgerId::new(LEDGER).unwrap();
     let home = stores.home(ledger).await.unwrap();
     let (outcomes, mut happened) = mpsc::channel(OUTCOMES_MAX);

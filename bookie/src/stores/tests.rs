@@ -9,6 +9,8 @@ use crate::disk::{Disk, MemoryDisk, Unsynced};
 use crate::log;
 use crate::store::{Add, Batch, OUTCOMES_MAX};
 
+const MIN_FREE: MinFree = MinFree::Bytes(4 << 20);
+
 struct World {
     disks: Vec<MemoryDisk>,
     stores: Stores,
@@ -35,7 +37,8 @@ impl World {
             let disk: Arc<dyn Disk> = Arc::new(disks[number].clone());
             (Directory { path: format!("d{number}").into(), disk }, log_of(number))
         });
-        let opened = Stores::open(sound.collect(), broken, Executor::Late).await.unwrap();
+        let opened =
+            Stores::open(sound.collect(), broken, Some(MIN_FREE), Executor::Late).await.unwrap();
         let Opened { stores, tasks, .. } = opened;
         Self { disks, stores, tasks }
     }
@@ -53,6 +56,20 @@ impl World {
         }
         self.disks.iter().for_each(|disk| disk.crash(Unsynced::Lost));
         self.disks
+    }
+
+    /// Leaves so much room on a disk, and waits until that is noticed.
+    async fn leave(&self, disk: usize, bytes: usize) {
+        self.disks[disk].set_capacity_bytes(None);
+        let Space { capacity_bytes, free_bytes, .. } = self.disks[disk].space().unwrap();
+        let used = usize::try_from(capacity_bytes - free_bytes).unwrap();
+        self.disks[disk].set_capacity_bytes(Some(used + bytes));
+        let mut space = self.stores.space();
+        // The one that is under way may have been before.
+        for _ in 0..2 {
+            space.mark_unchanged();
+            space.changed().await.unwrap();
+        }
     }
 
     async fn add(&self, id: u64, entry: u64) -> Result<(), Refusal> {
@@ -124,7 +141,7 @@ async fn add(home: &Home, by: &Arc<Adder>, id: u64, number: u64) -> Result<(), R
     let (outcomes, mut happened) = mpsc::channel(OUTCOMES_MAX);
     let add = Add { run: entry(id, number).into(), sequence: 0, tenure: Tenure(0) };
     let batch = Batch { add: Some(add), confirmed: None };
-    home.store().add(ledger(id), by, batch, &outcomes).await?;
+    home.add(ledger(id), by, batch, &outcomes).await?;
     happened.recv().await.unwrap().result
 }
 
@@ -265,7 +282,7 @@ async fn a_store_that_cannot_be_opened_is_as_a_missing_one() {
         let disk: Arc<dyn Disk> = Arc::new(disk.clone());
         (Directory { path: format!("d{number}").into(), disk }, log_of(number))
     });
-    let none = Stores::open(sound.collect(), Vec::new(), Executor::Late).await;
+    let none = Stores::open(sound.collect(), Vec::new(), Some(MIN_FREE), Executor::Late).await;
     let words = none.err().expect("none is left").to_string();
     assert!(words.contains("d0") && words.contains("d1"), "{words}");
 }
@@ -359,4 +376,57 @@ async fn a_ledger_that_is_merely_looked_for_is_not_known() {
     assert_eq!(world.add(7, 0).await, Ok(()));
     assert_eq!(world.disk_of(7).await, Some(home.member));
     assert_eq!(tip.borrow().durable, Some(EntryId::new(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_fills_refuses_writers_then_recoveries_and_never_fences() {
+    let world = World::new(1).await;
+    world.add(7, 0).await.unwrap();
+    world.leave(0, 5 << 20).await;
+    assert_eq!(world.add(7, 1).await, Ok(()));
+    assert!(!*world.stores.read_only().borrow());
+
+    world.leave(0, 3 << 20).await;
+    assert!(*world.stores.read_only().borrow());
+    let refused = world.add(7, 2).await;
+    assert_read_only(refused.clone());
+    let words = refused.unwrap_err().to_string();
+    assert!(words.contains("d0") && words.contains(" bytes free"), "{words}");
+    assert_eq!(world.recover(7, 2).await, Ok(()));
+    world.leave(0, 5 << 20).await;
+    assert_read_only(world.add(7, 3).await);
+
+    world.leave(0, 900 << 10).await;
+    assert_read_only(world.recover(7, 3).await);
+    assert_eq!(world.fence(8).await, Ok(()));
+    assert_eq!(world.read(7, 2).await, Ok(()));
+    world.leave(0, 2 << 20).await;
+    assert_read_only(world.recover(7, 3).await);
+    world.leave(0, 5 << 20).await;
+    assert_eq!(world.recover(7, 3).await, Ok(()));
+    assert_read_only(world.add(7, 4).await);
+
+    world.leave(0, 6 << 20).await;
+    assert_eq!(world.add(7, 4).await, Ok(()));
+    assert!(!*world.stores.read_only().borrow());
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_ledgers_go_where_there_is_room() {
+    let world = World::new(2).await;
+    let ids = world.one_on_each().await;
+    world.leave(0, 3 << 20).await;
+    world.leave(1, 6 << 20).await;
+    assert!(!*world.stores.read_only().borrow());
+    assert_read_only(world.add(ids[0], 1).await);
+    for id in 300..303 {
+        assert_eq!(world.add(id, 0).await, Ok(()));
+        assert_eq!(world.disk_of(id).await, Some(1));
+    }
+    world.disks[1].fail_next_sync();
+    assert_read_only(world.add(ids[1], 1).await);
+    // The one that is low takes fences still.
+    assert_eq!(world.fence(400).await, Ok(()));
+    assert_eq!(world.disk_of(400).await, Some(0));
+    world.stores.read_only().wait_for(|read_only| *read_only).await.unwrap();
 }

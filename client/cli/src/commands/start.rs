@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use inkfast_bookie::Bookie;
+use inkfast_bookie::{Bookie, MinFree};
 use inkfast_metastore::limits::check_address;
 use inkfast_metastore_server::MetastoreServer;
 use inkfast_wire::{Net, Role};
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -189,6 +190,11 @@ pub(crate) struct BookieSettings {
     /// The rack that it is in
     #[arg(long, value_name = "NAME")]
     rack: Option<String>,
+    /// The free space of a disk below which it refuses writers, until there is 1.4 times as much;
+    /// below a quarter of it, also recoveries [default: 5 % of the disk, at most 16 GiB]
+    #[arg(long, value_name = "BYTES|N%")]
+    #[serde(deserialize_with = "number_or_words")]
+    min_free: Option<MinFree>,
 }
 
 impl BookieSettings {
@@ -207,6 +213,7 @@ impl BookieSettings {
             certs: self.certs.or_else(|| file.certs.map(|certs| beside(path, certs))),
             identity: self.identity.or(file.identity),
             rack: self.rack.or(file.rack),
+            min_free: self.min_free.or(file.min_free),
         })
     }
 }
@@ -215,6 +222,7 @@ async fn bookie(settings: BookieSettings) -> Result<(), Failure> {
     let certs = needed(settings.certs, "certs")?;
     let metastore = (!settings.metastore.is_empty()).then_some(settings.metastore);
     let config = inkfast_bookie::Config {
+        min_free: settings.min_free,
         dirs: needed((!settings.dir.is_empty()).then_some(settings.dir), "dir")?,
         listen: needed(settings.listen, "listen")?,
         advertise: settings.advertise,
@@ -249,6 +257,20 @@ fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Er
         Paths::One(path) => vec![path],
         Paths::More(paths) => paths,
     })
+}
+
+/// Reads a number of bytes, or words as the flag takes them.
+fn number_or_words<'de, D: Deserializer<'de>>(from: D) -> Result<Option<MinFree>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "`min_free` is a number of bytes, or a percentage such as '5%'")]
+    enum Either {
+        Number(u64),
+        Words(String),
+    }
+    match Either::deserialize(from)? {
+        Either::Number(bytes) => Ok(Some(MinFree::Bytes(bytes))),
+        Either::Words(words) => words.parse().map(Some).map_err(D::Error::custom),
+    }
 }
 
 fn needed<T>(setting: Option<T>, name: &str) -> Result<T, Failure> {
@@ -304,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_names_one_directory_or_more_and_flags_go_over_all_of_them() {
+    fn settings_in_a_file_may_have_several_shapes() {
         let home = tempfile::TempDir::new().unwrap();
         let path = home.path().join("bookie.toml");
         std::fs::write(&path, "dir = ['a', '/b']").unwrap();
@@ -312,6 +334,11 @@ mod tests {
         assert_eq!(settings.dir, [home.path().join("a"), "/b".into()]);
         let flags = BookieSettings { dir: vec!["c".into()], ..BookieSettings::default() };
         assert_eq!(flags.over(Some(&path)).unwrap().dir, [PathBuf::from("c")]);
+        for (words, read) in [("7", MinFree::Bytes(7)), ("'5%'", MinFree::Percent(5))] {
+            std::fs::write(&path, format!("min_free = {words}")).unwrap();
+            let settings = BookieSettings::default().over(Some(&path)).unwrap();
+            assert_eq!(settings.min_free, Some(read));
+        }
         std::fs::write(&path, "dir = 7").unwrap();
         let refused = BookieSettings::default().over(Some(&path)).err().unwrap().to_string();
         assert!(refused.contains("a path, or a list"), "{refused}");
