@@ -33,6 +33,19 @@ pub trait Disk: Send + Sync {
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Makes all changes of names durable. After an error nothing is known about them.
     fn sync_names(&self) -> io::Result<()>;
+    /// Tells how much room there is.
+    fn space(&self) -> io::Result<Space>;
+}
+
+/// How much room a file system has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Tells file systems apart while the process runs.
+    pub device: u64,
+    /// What it holds when it is empty.
+    pub capacity_bytes: u64,
+    /// What can still be written.
+    pub free_bytes: u64,
 }
 
 /// One open file. All calls block.
@@ -100,6 +113,10 @@ mod tests {
         assert_eq!(disk.list().unwrap(), Vec::<String>::new());
         file.read_at(3, &mut buffer[..1]).unwrap();
         assert_eq!(&buffer[..1], b"a");
+
+        let space = disk.space().unwrap();
+        assert!(space.free_bytes <= space.capacity_bytes && space.capacity_bytes > 0, "{space:?}");
+        assert_eq!(disk.space().unwrap().device, space.device);
     }
 
     #[test]

@@ -56,6 +56,7 @@ pub(crate) struct Store {
     index: Index,
     executor: Executor,
     read_only: watch::Receiver<bool>,
+    damaged: bool,
 }
 
 /// Why a store could not be opened.
@@ -115,6 +116,11 @@ enum Command {
         /// None if only the index knows.
         state: oneshot::Sender<Option<State>>,
     },
+    Knows {
+        ledger: LedgerId,
+        /// False if only the index can tell.
+        known: oneshot::Sender<bool>,
+    },
     Locate {
         ledger: LedgerId,
         entries: Vec<EntryId>,
@@ -162,7 +168,8 @@ impl Store {
         let (commands, received) = mpsc::channel(COMMANDS_MAX);
         let task = tokio::spawn(owner.run(received, completions));
         let room = Arc::new(Semaphore::new(ROOM_BYTES));
-        Ok((Self { commands, room, reader, index, executor, read_only }, replayed, task))
+        let store = Self { commands, room, reader, index, executor, read_only, damaged };
+        Ok((store, replayed, task))
     }
 
     /// Hands a batch of one ledger to the owner, as soon as there is room for it. The outcomes of
@@ -203,6 +210,17 @@ impl Store {
             State { last_add_confirmed, fenced, deleted }
         };
         if state.deleted { Err(Refusal::Deleted) } else { Ok(state) }
+    }
+
+    /// Says whether anything of a ledger is here, or was ever on its way into the log: a log that
+    /// has failed may have it.
+    pub(crate) async fn knows(&self, ledger: LedgerId) -> Result<bool, Refusal> {
+        if self.ask(|known| Command::Knows { ledger, known }).await? {
+            return Ok(true);
+        }
+        let index = self.index.clone();
+        let stored = self.executor.run(move || index.ledger(ledger)).await.map_err(unsure)?;
+        Ok(stored.is_some())
     }
 
     /// Finds entries: where each is, or why that cannot be said, in the order of the ids. Only
@@ -251,6 +269,11 @@ impl Store {
     /// Tells, and tells again when it changes, whether writers are refused.
     pub(crate) fn read_only(&self) -> watch::Receiver<bool> {
         self.read_only.clone()
+    }
+
+    /// Says whether the log has lost something, now or before: it may have lost ledgers.
+    pub(crate) const fn is_damaged(&self) -> bool {
+        self.damaged
     }
 
     async fn ask<T>(

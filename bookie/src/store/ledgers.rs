@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Arc;
 
-use inkfast_protocol::gate::{Gate, Record};
+use inkfast_protocol::gate::{Action, Gate, Record};
 use inkfast_protocol::{EntryId, LedgerId};
 
 use super::places::Places;
@@ -30,6 +30,8 @@ pub(super) struct Ledger {
     used: bool,
     /// How many writes are under way that the gate does not know of.
     writes: usize,
+    /// A record of it was given to the log, which has it for certain only once it is durable.
+    written: bool,
 }
 
 /// What the log says of a ledger.
@@ -128,7 +130,19 @@ impl Ledger {
         } else {
             Gate::new(*fenced, writer.as_ref().map(|(id, _)| *id), *last_add_confirmed)
         };
-        Self { gate, known, frozen: Arc::default(), used: true, writes: 0 }
+        Self { gate, known, frozen: Arc::default(), used: true, writes: 0, written: false }
+    }
+
+    /// Returns the next thing that the gate wants.
+    pub(super) fn next_action(&mut self) -> Option<Action> {
+        let action = self.gate.next_action();
+        self.written |= matches!(action, Some(Action::Write(_)));
+        action
+    }
+
+    /// Says whether the log has something of it, or may have.
+    pub(super) fn is_known(&self) -> bool {
+        self.written || self.known.stored != StoredLedger::default()
     }
 
     /// Returns the highest entry that is on disk.
@@ -144,8 +158,7 @@ impl Ledger {
     /// Says whether something is on disk, or on its way there, that is of use as long as the ledger
     /// is not deleted.
     pub(super) fn is_of_use(&self) -> bool {
-        let Self { known: Known { stored, .. }, gate, .. } = self;
-        !stored.deleted && (*stored != StoredLedger::default() || !gate.is_idle())
+        self.is_known() && !self.known.stored.deleted
     }
 
     /// Finds an entry that may not be in the index yet. None is found of a deleted ledger.

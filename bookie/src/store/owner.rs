@@ -180,6 +180,9 @@ impl Owner {
                 // Whoever asked may be gone.
                 let _ = state.send(known);
             }
+            Command::Knows { ledger, known } => {
+                let _ = known.send(self.ledgers.get(ledger).is_some_and(Ledger::is_known));
+            }
             Command::Locate { ledger, entries, located } => {
                 let known = self.ledgers.get(ledger);
                 let places = entries.into_iter().map(|entry| known?.find(entry)).collect();
@@ -368,7 +371,7 @@ impl Owner {
 
     /// Does what a ledger's gate wants.
     fn act(&mut self, id: LedgerId) {
-        while let Some(action) = self.ledgers.get_mut(id).and_then(|it| it.gate.next_action()) {
+        while let Some(action) = self.ledgers.get_mut(id).and_then(Ledger::next_action) {
             match action {
                 Action::Write(record) => {
                     let (kind, payloads) = record::encode(id, &record);
