@@ -124,7 +124,7 @@ impl Bookie {
         let (stop_registrar, stop) = oneshot::channel();
         let registrar = tokio::spawn(registrar.run(registered, stop));
         let stores = tasks.into_iter().map(|task| Part { name: "store", task });
-        let watching = Part { name: "look at the room", task: watching };
+        let watching = Part { name: "watch over its room", task: watching };
         let started = Self {
             id: identity.id,
             address,

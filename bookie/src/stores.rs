@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::pending;
 use std::mem;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -85,8 +85,8 @@ struct Health {
     read_only: watch::Receiver<bool>,
     /// It may have lost ledgers.
     damaged: bool,
-    /// When it was last asked for a ledger, it could not say whether it has it.
-    unsure: AtomicBool,
+    /// A ledger of which it could not say whether it has it.
+    unsure_of: Mutex<Option<LedgerId>>,
 }
 
 /// The decisions that somebody holds.
@@ -142,16 +142,16 @@ impl Stores {
         };
         watcher.look().await;
         let (watched, ended) = oneshot::channel();
-        let shared = Shared {
+        let shared = Arc::new(Shared {
             members,
             broken,
             homes: Mutex::default(),
             read_only: watcher.read_only.subscribe(),
             space: watcher.space.subscribe(),
             _watched: watched,
-        };
-        let watching = tokio::spawn(watcher.run(ended));
-        Ok(Opened { stores: Self(Arc::new(shared)), tasks, watching })
+        });
+        let watching = tokio::spawn(watcher.run(Arc::downgrade(&shared), ended));
+        Ok(Opened { stores: Self(shared), tasks, watching })
     }
 
     /// Returns the home of a ledger, to write there; decides on one if it has none.
@@ -230,7 +230,7 @@ impl Stores {
         let asked = self.0.members.iter().map(|member| member.store.knows(ledger));
         let mut unsure = None;
         for (number, answer) in join_all(asked).await.into_iter().enumerate() {
-            self.0.members[number].health.unsure.store(answer.is_err(), Ordering::Relaxed);
+            self.0.members[number].health.set_unsure_of(answer.is_err().then_some(ledger));
             match answer {
                 Ok(true) => return Ok(Some(number)),
                 Ok(false) => {}
@@ -238,6 +238,17 @@ impl Stores {
             }
         }
         unsure.map_or(Ok(None), Err)
+    }
+
+    /// Asks again for what a store could not say.
+    async fn ask_again(&self) {
+        for Member { store, health, .. } in &self.0.members {
+            if let Some(ledger) = health.unsure_of()
+                && store.knows(ledger).await.is_ok()
+            {
+                health.set_unsure_of(None);
+            }
+        }
     }
 
     /// Chooses where a ledger that no store knows is best put.
@@ -335,7 +346,7 @@ async fn open_one(
         gauge: Gauge::new(dir, min_free),
         read_only: store.read_only(),
         damaged: store.is_damaged(),
-        unsure: AtomicBool::new(false),
+        unsure_of: Mutex::default(),
     };
     Ok((Member { store, health: Arc::new(health), begun: AtomicU64::new(0) }, task))
 }
@@ -344,6 +355,14 @@ impl Health {
     /// Says whether no new ledger may be placed there.
     fn takes_none(&self) -> bool {
         *self.read_only.borrow() || self.gauge.level() != Level::Plenty
+    }
+
+    fn unsure_of(&self) -> Option<LedgerId> {
+        *self.unsure_of.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_unsure_of(&self, ledger: Option<LedgerId>) {
+        *self.unsure_of.lock().unwrap_or_else(PoisonError::into_inner) = ledger;
     }
 }
 
@@ -358,11 +377,17 @@ struct Watcher {
 }
 
 impl Watcher {
-    async fn run(mut self, mut ended: oneshot::Receiver<Infallible>) {
+    async fn run(mut self, shared: Weak<Shared>, mut ended: oneshot::Receiver<Infallible>) {
         let mut standings: Vec<_> = self.healths.iter().map(|it| it.read_only.clone()).collect();
         loop {
             tokio::select! {
-                () = sleep(LOOK_EVERY) => self.look().await,
+                () = sleep(LOOK_EVERY) => {
+                    // Whoever is refused does not ask again.
+                    if let Some(stores) = shared.upgrade().map(Stores) {
+                        stores.ask_again().await;
+                    }
+                    self.look().await;
+                }
                 () = any_changes(&mut standings) => self.tell(),
                 _ = &mut ended => return,
             }
@@ -377,7 +402,7 @@ impl Watcher {
     }
 
     fn tell(&self) {
-        let may_have_lost = |it: &Arc<Health>| it.damaged || it.unsure.load(Ordering::Relaxed);
+        let may_have_lost = |it: &Arc<Health>| it.damaged || it.unsure_of().is_some();
         let takes_none = self.healths.iter().all(|it| it.takes_none());
         let read_only = self.broken || takes_none || self.healths.iter().any(may_have_lost);
         self.read_only.send_if_modified(|told| mem::replace(told, read_only) != read_only);

@@ -328,6 +328,27 @@ async fn a_store_that_fails_refuses_its_own_ledgers_and_the_other_takes_what_is_
     assert_unknown(world.read(999, 0).await);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_store_that_cannot_say_what_it_has_is_asked_again() {
+    let world = World::new(2).await;
+    let mut read_only = world.stores.read_only();
+    let health = &world.stores.0.members[0].health;
+    health.set_unsure_of(Some(ledger(7)));
+    // As at the next look, before it is asked again.
+    let told = Watcher {
+        healths: vec![health.clone()],
+        broken: false,
+        executor: Executor::Late,
+        read_only: watch::Sender::new(false),
+        space: watch::Sender::default(),
+    };
+    told.tell();
+    assert!(*told.read_only.borrow());
+    sleep(2 * LOOK_EVERY).await;
+    assert_eq!(health.unsure_of(), None);
+    assert!(!*read_only.borrow_and_update());
+}
+
 #[tokio::test]
 async fn a_fence_that_was_not_answered_stays_with_the_store_that_failed() {
     let world = World::new(2).await;
