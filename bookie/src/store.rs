@@ -292,5 +292,5 @@ fn unsure(error: IndexError) -> Refusal {
 }
 
 fn stopped() -> Refusal {
-    Refusal::Unknown("the bookie is stopping".to_owned())
+    Refusal::Unknown("the store is stopping, or takes no more writes".to_owned())
 }

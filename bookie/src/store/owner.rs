@@ -94,6 +94,7 @@ impl Owner {
     ) {
         // What the log had at the start may be much.
         self.checkpoint_if_due();
+        let mut log_has_failed = false;
         loop {
             let writing = !matches!(self.standing, Standing::Failed(_));
             // There is room again when a checkpoint has ended; a store that writes has one then.
@@ -107,9 +108,12 @@ impl Owner {
                 commands.recv().await
             };
             tokio::select! {
-                durable = completions.next(), if writing => match durable {
+                durable = completions.next(), if !log_has_failed => match durable {
                     Ok(batch) => self.on_durable(batch),
-                    Err(failed) => self.on_log_failed(&failed),
+                    Err(failed) => {
+                        log_has_failed = true;
+                        self.on_log_failed(&failed);
+                    }
                 },
                 ended = self.indexing.ended() => self.on_indexed(ended),
                 command = next_command, if has_room => match command {

@@ -153,17 +153,14 @@ impl Store {
 impl Owner {
     pub(super) async fn on_upkeep(&mut self, command: Command) {
         // Who asks for what is not done is told so by the end of its channel.
+        if matches!(self.standing, Standing::Failed(_)) {
+            return;
+        }
         match command {
-            Command::Delete { ledger, deleted } => {
-                let loaded = match &self.standing {
-                    Standing::Failed(why) => Err(Refusal::ReadOnly(why.clone())),
-                    Standing::Sound | Standing::Damaged => self.load(ledger).await,
-                };
-                match loaded {
-                    Ok(()) => self.feed(ledger, Reply::Delete(deleted), Gate::on_delete),
-                    Err(refusal) => drop(deleted.send(Err(refusal))),
-                }
-            }
+            Command::Delete { ledger, deleted } => match self.load(ledger).await {
+                Ok(()) => self.feed(ledger, Reply::Delete(deleted), Gate::on_delete),
+                Err(refusal) => drop(deleted.send(Err(refusal))),
+            },
             Command::Move { moves, done } => {
                 let ledgers = moves.iter().map(|(ledger, _)| *ledger);
                 if self.load_all(ledgers).await {
@@ -178,10 +175,8 @@ impl Owner {
                 }
             }
             Command::Checkpoint { done } => {
-                if !matches!(self.standing, Standing::Failed(_)) {
-                    self.upkeep.waiting.push(done);
-                    self.checkpoint_if_due();
-                }
+                self.upkeep.waiting.push(done);
+                self.checkpoint_if_due();
             }
             Command::OfUse { ledgers, of_use } => {
                 let known = ledgers.into_iter().map(|id| Some(self.ledgers.get(id)?.is_of_use()));
