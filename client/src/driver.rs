@@ -8,22 +8,19 @@ use std::time::Duration;
 use inkfast_protocol::messages::{Added, FragmentBrief, OpenAdds};
 use inkfast_protocol::writer::{Action, CasOutcome, WriteError, Writer};
 use inkfast_protocol::{Entry, EntryId, LedgerId, LedgerMetadata, MetadataVersion, Places, Tenure};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::Error;
 use crate::adds::{self, Adds};
 use crate::bookies::Bookies;
 use crate::catalog::{Catalog, Replaced, Versioned};
-use crate::outbox::{Outbox, Outlet, PARTS_MAX, Room};
+use crate::confirmations::{Confirmation, Confirmations};
+use crate::outbox::{Outbox, Outlet, PARTS_MAX};
+use crate::room::{ENTRY_ROOM_MIN, ROOM_BYTES, Room};
 
 mod tend;
 
-/// The room that the entries in flight of one writer have together, in bytes. An entry takes its
-/// payload's bytes, and at least [`ENTRY_ROOM_MIN`], so that there are at most 4096.
-pub(crate) const ROOM_BYTES: usize = 4 << 20;
-/// The least room that an entry takes.
-pub(crate) const ENTRY_ROOM_MIN: usize = 1 << 10;
 /// The writer asks the metastore one thing at a time; more would be a bug.
 const QUESTIONS_MAX: usize = 1;
 /// The pause after a question that got no answer.
@@ -42,6 +39,7 @@ pub(crate) struct Driver {
     streams: Vec<Option<Tenure>>,
     /// The appends that are not confirmed, in order and without a gap.
     waiting: VecDeque<Waiting>,
+    confirmations: Confirmations,
     /// When they have waited for too long, if none is confirmed before.
     overdue_at: Instant,
     /// The last entry that was numbered, whatever became of it, and when.
@@ -61,7 +59,6 @@ pub(crate) struct Driver {
 
 struct Waiting {
     entry: EntryId,
-    confirmed: oneshot::Sender<Result<EntryId, Error>>,
     room: Room,
 }
 
@@ -95,7 +92,7 @@ impl Driver {
         let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
         let (tend, tended) = watch::channel(());
         let now = Instant::now();
-        let places = metadata.replication.ensemble();
+        let (ledger, places) = (metadata.ledger, metadata.replication.ensemble());
         let driver = Arc::new_cyclic(|this| {
             Mutex::new(Self {
                 outbox: Outbox::new(places),
@@ -104,6 +101,7 @@ impl Driver {
                 bookies: bookies.clone(),
                 strict_racks,
                 waiting: VecDeque::new(),
+                confirmations: Confirmations::new(ledger),
                 overdue_at: now,
                 appended: None,
                 appended_at: now,
@@ -128,18 +126,18 @@ impl Driver {
         payload: &[u8],
         written_at_ms: u64,
         room: OwnedSemaphorePermit,
-    ) -> Result<(EntryId, oneshot::Receiver<Result<EntryId, Error>>), Error> {
+    ) -> Result<Confirmation, Error> {
         let entry =
             self.writer.append(payload, written_at_ms).map_err(|error| self.error(error))?;
-        let (confirmed, confirmation) = oneshot::channel();
         self.appended = Some(entry);
         self.appended_at = Instant::now();
         if self.waiting.is_empty() {
             self.overdue_at = self.appended_at + self.bookies.deadlines().quorum;
         }
-        self.waiting.push_back(Waiting { entry, confirmed, room: Arc::new(room) });
+        let room = Room::with(self.waiting.back().map(|before| &before.room), room);
+        self.waiting.push_back(Waiting { entry, room });
         self.drain();
-        Ok((entry, confirmation))
+        Ok(self.confirmations.of(entry))
     }
 
     /// Closes the ledger; the progress tells how it ended.
@@ -218,25 +216,22 @@ impl Driver {
         let Some((entry, places)) = entry else { return };
         let lowest = self.waiting.front().map_or_else(|| entry.id(), |waiting| waiting.entry);
         let behind = usize::try_from(entry.id().get() - lowest.get()).unwrap_or(usize::MAX);
-        let room = self.waiting.get(behind).map(|waiting| Arc::clone(&waiting.room));
+        let room = self.waiting.get(behind).map(|waiting| &waiting.room);
         let sent = self.outbox.push(&entry, places, room);
         assert!(sent.is_ok(), "more entries are in flight than there is room");
     }
 
     fn confirm(&mut self, up_to: EntryId) {
-        while let Some(lowest) = self.waiting.pop_front_if(|waiting| waiting.entry <= up_to) {
-            // Whoever dropped the future does not want to know.
-            let _ = lowest.confirmed.send(Ok(lowest.entry));
-        }
+        while self.waiting.pop_front_if(|waiting| waiting.entry <= up_to).is_some() {}
+        self.confirmations.confirm(up_to);
         self.overdue_at = Instant::now() + self.bookies.deadlines().quorum;
         self.progress.send_modify(|progress| progress.confirmed = Some(up_to));
     }
 
     fn fail(&mut self, error: WriteError) {
         let error = self.error(error);
-        for waiting in self.waiting.drain(..) {
-            let _ = waiting.confirmed.send(Err(error.clone()));
-        }
+        self.waiting.clear();
+        self.confirmations.fail(error.clone());
         self.outbox.close();
         self.progress.send_modify(|progress| progress.failed = Some(error));
         self.room.close();

@@ -9,16 +9,15 @@ use bytes::Bytes;
 use inkfast_protocol::messages::{encode_number, kind};
 use inkfast_protocol::{Entry, EntryId, Places};
 use inkfast_wire::Frames;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
+
+use crate::room::Room;
 
 /// The most bytes of entries in a part, unless it has only one.
 const PART_BYTES_MAX: usize = 64 << 10;
 
 /// The most parts that wait for a place, each of one entry or more.
 pub(crate) const PARTS_MAX: usize = 8192;
-
-/// An entry's share of the room in flight.
-pub(crate) type Room = Arc<OwnedSemaphorePermit>;
 
 /// The end of whoever makes the entries. Dropping it [closes](Self::close) it.
 pub(crate) struct Outbox(Arc<Mutex<Shared>>);
@@ -54,8 +53,9 @@ struct Shared {
 /// Entries that go to the same places.
 #[derive(Default)]
 struct Part {
-    entries: Vec<(EntryId, Option<Room>)>,
+    entries: Vec<EntryId>,
     bytes: usize,
+    rooms: Vec<Room>,
     /// The frames, once it is whole.
     pieces: Vec<Bytes>,
 }
@@ -94,7 +94,7 @@ impl Outbox {
         &self,
         entry: &Entry,
         places: Places,
-        room: Option<Room>,
+        room: Option<&Room>,
     ) -> Result<(), Full> {
         let mut shared = lock(&self.0);
         let places = shared.with_outlet(places);
@@ -108,7 +108,12 @@ impl Outbox {
         }
         shared.newest_frames.push(kind::ENTRY, entry.bytes());
         shared.newest.bytes += entry.bytes().len();
-        shared.newest.entries.push((entry.id(), room));
+        shared.newest.entries.push(entry.id());
+        if let Some(room) = room
+            && !shared.newest.rooms.last().is_some_and(|last| last.is(room))
+        {
+            shared.newest.rooms.push(room.clone());
+        }
         Ok(())
     }
 
@@ -164,7 +169,7 @@ impl Drop for Outlet {
 impl Batch {
     /// Returns the entries, in the order in which they are sent.
     pub(crate) fn entries(&self) -> impl Iterator<Item = EntryId> {
-        self.parts.iter().flat_map(|part| &part.entries).map(|(entry, _)| *entry)
+        self.parts.iter().flat_map(|part| &part.entries).copied()
     }
 
     /// Returns the frames, as pieces that QUIC takes as they are.

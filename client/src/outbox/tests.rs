@@ -94,7 +94,7 @@ fn room_is_taken_until_the_last_place_has_sent_the_entry_or_failed() {
     let mut outlets = [0, 1].map(|place| outbox.outlet(place));
     let push = |id, places| {
         let taken = Arc::clone(&room).try_acquire_owned().unwrap();
-        outbox.push(&entry(id, 10), places, Some(Arc::new(taken))).unwrap();
+        outbox.push(&entry(id, 10), places, Some(&Room::with(None, taken))).unwrap();
     };
     push(0, places([0, 1, 2]));
     let [first, second] = [0, 1].map(|place| now(&mut outlets[place]).unwrap());
