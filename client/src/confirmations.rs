@@ -106,7 +106,10 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use inkfast_protocol::writer::WriteError;
+    use tokio::time::{Duration, timeout};
 
     use super::*;
 
@@ -121,7 +124,8 @@ mod tests {
     ) -> [tokio::task::JoinHandle<Result<EntryId, Error>>; N] {
         entries.map(|entry| {
             let confirmation = confirmations.of(EntryId::new(entry));
-            tokio::spawn(std::future::poll_fn(move |context| confirmation.poll(context)))
+            let ended = poll_fn(move |context| confirmation.poll(context));
+            tokio::spawn(async { timeout(Duration::from_secs(10), ended).await.expect("it ends") })
         })
     }
 

@@ -16,6 +16,9 @@ use crate::room::Room;
 /// The most bytes of entries in a part, unless it has only one.
 const PART_BYTES_MAX: usize = 64 << 10;
 
+/// A place takes no more once it has taken so many bytes of entries.
+const BATCH_BYTES: usize = 256 << 10;
+
 /// The most parts that wait for a place, each of one entry or more.
 pub(crate) const PARTS_MAX: usize = 8192;
 
@@ -47,6 +50,8 @@ struct Shared {
     newest: Part,
     newest_frames: Frames,
     newest_places: Places,
+    /// How long the next piece of small frames will probably become: as the last.
+    expected_bytes: usize,
     queues: Vec<Option<Queue>>,
 }
 
@@ -74,6 +79,7 @@ impl Outbox {
             newest: Part::default(),
             newest_frames: Frames::default(),
             newest_places: Places::default(),
+            expected_bytes: 0,
             queues: (0..places).map(|_| None).collect(),
         })))
     }
@@ -83,7 +89,9 @@ impl Outbox {
         let (queue, mut shared) = (Queue::default(), lock(&self.0));
         shared.finish_newest();
         let woken = Arc::clone(&queue.woken);
-        if let Some(before) = shared.queues[place].replace(queue) {
+        let before = shared.queues[place].replace(queue);
+        drop(shared);
+        if let Some(before) = before {
             before.woken.notify_one();
         }
         Outlet { shared: Arc::clone(&self.0), place, woken }
@@ -99,9 +107,10 @@ impl Outbox {
         let mut shared = lock(&self.0);
         let places = shared.with_outlet(places);
         let bytes = shared.newest.bytes + entry.bytes().len();
+        let mut woken = Vec::new();
         if shared.newest_places != places || bytes > PART_BYTES_MAX {
             shared.finish_newest();
-            shared.begin(places)?;
+            woken = shared.begin(places)?;
         }
         if places == Places::default() {
             return Ok(());
@@ -114,11 +123,14 @@ impl Outbox {
         {
             shared.newest.rooms.push(room.clone());
         }
+        // Whoever is woken wants the lock.
+        drop(shared);
+        woken.iter().for_each(|woken| woken.notify_one());
         Ok(())
     }
 
-    /// Tells a place the last add confirmed, behind what waits for it. What was to be told before
-    /// and was not needs not be: it is no more.
+    /// Tells a place the last add confirmed, behind what waits for it, and instead of what it was
+    /// not told yet.
     pub(crate) fn tell(&self, place: usize, confirmed: EntryId) {
         if let Some(queue) = &mut lock(&self.0).queues[place] {
             queue.word = Some(confirmed);
@@ -161,7 +173,10 @@ impl Drop for Outlet {
         let mut shared = lock(&self.shared);
         if shared.queue(self.place, &self.woken).is_some() {
             shared.finish_newest();
-            shared.queues[self.place] = None;
+            let unsent = shared.queues[self.place].take();
+            // Whoever waits for the room that this frees is woken without the lock.
+            drop(shared);
+            drop(unsent);
         }
     }
 }
@@ -194,19 +209,21 @@ impl Shared {
             .collect()
     }
 
-    /// Begins a part, which is empty still.
-    fn begin(&mut self, places: Places) -> Result<(), Full> {
+    /// Begins a part, which is empty still, and returns who is to be told once it is not.
+    fn begin(&mut self, places: Places) -> Result<Vec<Arc<Notify>>, Full> {
+        let mut woken = Vec::new();
         for queue in queues_at(&mut self.queues, places) {
             if queue.parts.len() == PARTS_MAX {
                 return Err(Full);
             }
-            queue.woken.notify_one();
+            woken.push(Arc::clone(&queue.woken));
         }
         self.newest_places = places;
-        Ok(())
+        self.newest_frames = Frames::with_capacity(self.expected_bytes);
+        Ok(woken)
     }
 
-    /// Puts the newest part into the queues. The next is expected to become as large.
+    /// Puts the newest part into the queues. The next is expected to become as long.
     fn finish_newest(&mut self) {
         let places = mem::take(&mut self.newest_places);
         if self.newest.entries.is_empty() {
@@ -214,15 +231,14 @@ impl Shared {
         }
         let mut part = mem::take(&mut self.newest);
         part.pieces = self.newest_frames.take();
-        self.newest_frames = Frames::with_capacity(part.pieces[0].len());
-        self.newest.entries.reserve(part.entries.len());
+        self.expected_bytes = part.pieces[0].len();
         let part = Arc::new(part);
         for queue in queues_at(&mut self.queues, places) {
             queue.parts.push_back(Arc::clone(&part));
         }
     }
 
-    /// Takes what waits for a place, up to about the size of a part; none if nothing will come.
+    /// Takes what waits for a place now, or much of it; none if nothing will come.
     fn take(&mut self, place: usize, woken: &Arc<Notify>) -> Option<Batch> {
         if self.newest_places.contains(place) {
             self.finish_newest();
@@ -230,7 +246,7 @@ impl Shared {
         let queue = self.queue(place, woken)?;
         let mut batch = Batch::default();
         let mut bytes = 0;
-        while bytes < PART_BYTES_MAX
+        while bytes < BATCH_BYTES
             && let Some(part) = queue.parts.pop_front()
         {
             bytes += part.bytes;

@@ -36,3 +36,26 @@ impl Room {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[test]
+    fn entries_share_room_until_it_has_become_large() {
+        let free = Arc::new(Semaphore::new(ROOM_BYTES));
+        let take = |kib: u32| Arc::clone(&free).try_acquire_many_owned(kib << 10).unwrap();
+        let first = Room::with(None, take(30));
+        let second = Room::with(Some(&first), take(34));
+        let third = Room::with(Some(&second), take(1));
+        assert!(first.is(&second) && !second.is(&third));
+        assert_eq!(free.available_permits(), ROOM_BYTES - (65 << 10));
+        drop(first);
+        drop(third);
+        assert_eq!(free.available_permits(), ROOM_BYTES - (64 << 10));
+        drop(second);
+        assert_eq!(free.available_permits(), ROOM_BYTES);
+    }
+}

@@ -4,6 +4,7 @@ use std::task::{Context, Poll, Waker};
 use inkfast_protocol::{EntryHeader, LedgerId};
 use inkfast_wire::Frame;
 use tokio::sync::Semaphore;
+use tokio::time::{Duration, timeout};
 
 use super::*;
 
@@ -110,33 +111,34 @@ fn room_is_taken_until_the_last_place_has_sent_the_entry_or_failed() {
     drop(one);
     assert_eq!(ids(&now(&mut other).unwrap()), [1]);
     assert_eq!(room.available_permits(), 10);
-    push(3, places([0, 1]));
-    push(4, places([0]));
+    push(3, places([0]));
+    push(4, places([0, 1]));
+    assert_eq!(room.available_permits(), 9);
     drop(other);
     assert_eq!(room.available_permits(), 10);
+}
+
+/// Gives what an outlet gives next, which may have to wait for it.
+async fn next(outlet: &mut Outlet) -> Option<Batch> {
+    timeout(Duration::from_secs(10), outlet.next()).await.expect("it is woken")
 }
 
 #[tokio::test]
 async fn a_place_that_waits_is_woken() {
     let outbox = Outbox::new(2);
     let mut outlet = outbox.outlet(1);
-    let waiting = tokio::spawn(async move {
-        let mut got = Vec::new();
-        while let Some(batch) = outlet.next().await {
-            got.extend(ids(&batch));
-            got.extend(batch.word.map(EntryId::get));
-        }
-        got
-    });
     for id in [3, 4] {
-        tokio::task::yield_now().await;
-        outbox.push(&entry(id, 10), places([0, 1]), None).unwrap();
+        let push = async { outbox.push(&entry(id, 10), places([0, 1]), None).unwrap() };
+        assert_eq!(ids(&join(next(&mut outlet), push).await.unwrap()), [id]);
     }
-    tokio::task::yield_now().await;
-    outbox.tell(1, EntryId::new(2));
-    tokio::task::yield_now().await;
-    drop(outbox);
-    assert_eq!(waiting.await.unwrap(), [3, 4, 2]);
+    let tell = async { outbox.tell(1, EntryId::new(2)) };
+    assert_eq!(join(next(&mut outlet), tell).await.unwrap().word, Some(EntryId::new(2)));
+    assert!(join(next(&mut outlet), async { drop(outbox) }).await.is_none());
+}
+
+/// Begins to wait for one thing, and then does another.
+async fn join<T>(waits: impl Future<Output = T>, then: impl Future<Output = ()>) -> T {
+    tokio::join!(biased; waits, then).0
 }
 
 #[test]
@@ -144,7 +146,7 @@ fn what_waits_is_sent_after_the_close_and_the_newest_word_behind_it() {
     let outbox = Outbox::new(1);
     let mut outlet = outbox.outlet(0);
     outbox.tell(0, EntryId::new(2));
-    outbox.push(&entry(4, 100_000), places([0]), None).unwrap();
+    outbox.push(&entry(4, BATCH_BYTES), places([0]), None).unwrap();
     outbox.tell(0, EntryId::new(3));
     outbox.push(&entry(5, 10), places([0]), None).unwrap();
     outbox.close();
