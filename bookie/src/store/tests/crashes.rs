@@ -190,7 +190,8 @@ async fn a_power_loss_at_any_step_keeps_what_was_acknowledged() {
         }
         acknowledged += model.acknowledged;
         compacted += model.compacted;
-        indexed += usize::from(world.store.index.known().unwrap().is_some());
+        let index = world.store.index.borrow().clone().unwrap();
+        indexed += usize::from(index.known().unwrap().is_some());
     }
     eprintln!(
         "{lives} lives, {acknowledged} adds, {compacted} segments compacted, {indexed} indexes, \
