@@ -8,8 +8,8 @@ use crate::disk::{BLOCK_BYTES, MemoryDisk, Unsynced};
 use crate::log;
 use crate::store::checkpoint::RECENT_ENTRIES_MAX;
 
-mod crashes;
 mod reading;
+mod simulation;
 mod upkeep;
 
 const LOG: Uuid = Uuid::from_u128(9);
