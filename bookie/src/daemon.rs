@@ -1,11 +1,11 @@
-//! The bookie as a whole: from its directory to its registration.
+//! The bookie as a whole: from its directories to its registration.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures::future::{BoxFuture, FutureExt};
+use futures::future::{BoxFuture, FutureExt, select_all};
 use inkfast::catalog::{Catalog, Cookie};
 use inkfast_metastore::{DEFAULT_TIMEOUT, Metastore, RemoteMetastore};
 use inkfast_protocol::BookieId;
@@ -15,12 +15,15 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::Error;
-use crate::disk::{Disk, OsDisk};
+use crate::collection;
+use crate::directories::{self, Claimed};
 use crate::executor::Executor;
-use crate::identity::{self, BookieIdentity};
+use crate::identity::BookieIdentity;
 use crate::registration::Registrar;
 use crate::service::BookieService;
-use crate::store::Store;
+use crate::space::MinFree;
+use crate::store::compaction;
+use crate::stores::{Opened, Stores};
 
 /// Who may open streams to a bookie.
 const CALLERS: &[Role] = &[Role::Client, Role::Bookie, Role::Admin];
@@ -30,8 +33,12 @@ const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// What a bookie needs to know to run.
 #[derive(Clone)]
 pub struct Config {
-    /// The data directory; it is made if it is missing. An empty one becomes a new bookie.
-    pub dir: PathBuf,
+    /// The data directories, in any order; they are made if they are missing. Empty ones become a
+    /// new bookie, or are added to that of the others.
+    pub dirs: Vec<PathBuf>,
+    /// Writers are refused when a directory has less room; if nothing is said, less than 5 % of its
+    /// file system and less than 16 GiB.
+    pub min_free: Option<MinFree>,
     /// Where to listen, `host:port`; port 0 lets the system choose.
     pub listen: String,
     /// The addresses under which clients reach the bookie; if there are none, where it listens.
@@ -53,17 +60,20 @@ pub struct Bookie {
     address: SocketAddr,
     endpoint: Endpoint,
     metastore: Endpoint,
-    store: Part,
+    stores: Vec<Part>,
+    /// What keeps the stores in order.
+    upkeep: Vec<Part>,
     service: Part,
     registrar: Part,
     stop_registrar: oneshot::Sender<()>,
 }
 
 impl Bookie {
-    /// Starts a bookie, and returns when it serves: its log is replayed, and it is registered.
+    /// Starts a bookie, and returns when it serves: its logs are replayed, and it is registered.
     ///
-    /// Fails if the directory is of something else, of another cluster or bookie, or in use; if
-    /// it cannot listen; or if no metastore answers within 10 s.
+    /// A directory that cannot be used is left out, if there is another; no new ledgers are placed
+    /// here then. Fails if none can be used; if one is of something else, of another cluster or
+    /// bookie, or in use; if it cannot listen; or if no metastore answers within 10 s.
     pub fn start(config: Config) -> BoxFuture<'static, Result<Self, Error>> {
         // Boxed, or every crate that awaits it would compile the whole bookie once more.
         Self::start_config(config).boxed()
@@ -71,21 +81,13 @@ impl Bookie {
 
     async fn start_config(config: Config) -> Result<Self, Error> {
         check_reachable(&config.listen, !config.advertise.is_empty())?;
-        let disk: Arc<dyn Disk> = Arc::new(OsDisk::open(&config.dir).map_err(|error| {
-            Error::Directory { dir: config.dir.clone(), why: error.to_string() }
-        })?);
         let metastore = Endpoint::client(&config.net, &config.identity, Uuid::new_v4(), None)?;
         let remote = RemoteMetastore::new(&metastore, config.metastore.clone(), DEFAULT_TIMEOUT);
         let metastore_store: Arc<dyn Metastore> = Arc::new(remote);
-        let identity = identify(&config, Arc::clone(&disk), &metastore_store).await?;
-        let (store, replayed, store_task) =
-            Store::open(disk, identity.log, Executor::Threads).await?;
-        if let Some(cut) = replayed.cut {
-            tracing::info!(?cut, "cut what was not acknowledged when the bookie last stopped");
-        }
-        for damage in &replayed.damages {
-            tracing::error!(%damage, "the log is damaged: writers are refused, and what is not found is unknown");
-        }
+        let Claimed { bookie: identity, sound, broken } =
+            identify(&config, &metastore_store).await?;
+        let Opened { stores, tasks, watching } =
+            Stores::open(sound, broken, config.min_free, Executor::Threads).await?;
         let server = Server {
             listen: config.listen.clone(),
             instance: identity.id.0,
@@ -95,8 +97,18 @@ impl Bookie {
         };
         let endpoint = Endpoint::server(&config.net, &config.identity, server).await?;
         let address = endpoint.local_addr();
-        let read_only = store.read_only();
-        let service = tokio::spawn(serve(endpoint.clone(), BookieService::new(store)));
+        let (space, read_only) = (stores.space(), stores.read_only());
+        let upkeep = stores.all().flat_map(|store| {
+            let catalog = Catalog::new(Arc::clone(&metastore_store));
+            let collecting = tokio::spawn(collection::run(catalog, store.clone()));
+            let compacting = tokio::spawn(compaction::run(store.clone()));
+            [
+                Part { name: "garbage collection", task: collecting },
+                Part { name: "compaction", task: compacting },
+            ]
+        });
+        let upkeep = upkeep.collect();
+        let service = tokio::spawn(serve(endpoint.clone(), BookieService::new(stores)));
         let registrar = Registrar {
             store: metastore_store,
             bookie: identity.id,
@@ -105,18 +117,21 @@ impl Bookie {
                 false => config.advertise.clone(),
             },
             rack: config.rack.clone(),
-            dir: config.dir.clone(),
+            space,
             read_only,
         };
         let (registered, is_registered) = oneshot::channel();
         let (stop_registrar, stop) = oneshot::channel();
         let registrar = tokio::spawn(registrar.run(registered, stop));
+        let stores = tasks.into_iter().map(|task| Part { name: "store", task });
+        let watching = Part { name: "watch over its room", task: watching };
         let started = Self {
             id: identity.id,
             address,
             endpoint,
             metastore,
-            store: Part { name: "store", task: store_task },
+            stores: stores.chain([watching]).collect(),
+            upkeep,
             service: Part { name: "service", task: service },
             registrar: Part { name: "registration", task: registrar },
             stop_registrar,
@@ -141,12 +156,15 @@ impl Bookie {
     /// Waits until the bookie cannot go on, which only a bug makes it do. A disk that fails does
     /// not: what is on it is still served.
     pub async fn failed(&mut self) -> Error {
-        let ended = tokio::select! {
-            _ = &mut self.store.task => &self.store,
-            _ = &mut self.service.task => &self.service,
-            _ = &mut self.registrar.task => &self.registrar,
-        };
-        Error::Ended(ended.name)
+        let parts = self.stores.iter_mut().chain(&mut self.upkeep);
+        let parts = parts.chain([&mut self.service, &mut self.registrar]);
+        let ends = parts.map(|part| {
+            Box::pin(async {
+                let _ = (&mut part.task).await;
+                part.name
+            })
+        });
+        Error::Ended(select_all(ends).await.0)
     }
 
     /// Stops: takes its registration back, tells its clients, and writes what was let in.
@@ -156,7 +174,11 @@ impl Bookie {
         self.registrar.finish().await;
         self.endpoint.close("the bookie stops").await;
         self.service.finish().await;
-        self.store.finish().await;
+        // They have handles to the stores, which end with the last.
+        drop(self.upkeep);
+        for part in self.stores {
+            part.finish().await;
+        }
         self.metastore.close("the bookie stops").await;
     }
 }
@@ -182,52 +204,23 @@ impl Drop for Part {
     }
 }
 
-/// Finds out whose directory it is, or formats it, and makes sure that it may serve here.
-async fn identify(
-    config: &Config,
-    disk: Arc<dyn Disk>,
-    store: &Arc<dyn Metastore>,
-) -> Result<BookieIdentity, Error> {
+/// Finds out whose directories they are, or formats them, and makes sure that the bookie may serve
+/// here.
+async fn identify(config: &Config, store: &Arc<dyn Metastore>) -> Result<Claimed, Error> {
+    // First, since it is certain at once if they are in use.
+    let dirs = config.dirs.clone();
+    let given = Executor::Threads.run(move || directories::open(&dirs)).await?;
     let cluster = store.cluster().await.map_err(inkfast::Error::from)?;
     let name = config.identity.name().name.clone();
-    let dir = config.dir.clone();
-    let (loading, in_dir) = (Arc::clone(&disk), dir.clone());
-    let loaded = Executor::Threads.run(move || identity::load(&*loading, &in_dir)).await?;
-    let identity = match loaded {
-        Some(identity) => identity,
-        None => {
-            let mut reset_key = [0; 64];
-            for part in reset_key.chunks_mut(16) {
-                part.copy_from_slice(Uuid::new_v4().as_bytes());
-            }
-            let id = BookieId(Uuid::new_v4());
-            let new =
-                BookieIdentity { id, cluster, name: name.clone(), log: Uuid::new_v4(), reset_key };
-            let (made, dir) = (new.clone(), dir.clone());
-            Executor::Threads.run(move || identity::format(&*disk, &dir, &made)).await?;
-            tracing::info!(bookie = %new.id, "formatted a new bookie");
-            new
-        }
-    };
-    let refused = |why: String| Error::Directory { dir: dir.clone(), why };
-    if identity.cluster != cluster {
-        return Err(refused(format!(
-            "it belongs to cluster {}, and the metastore is that of cluster {cluster}; give the \
-             directory or the metastore that belong together",
-            identity.cluster
-        )));
-    }
-    if identity.name != name {
-        return Err(refused(format!(
-            "it belongs to the bookie named '{}', and this process's certificate says '{name}'",
-            identity.name
-        )));
-    }
+    let own = name.clone();
+    let claim = move || directories::claim(given, cluster, &own);
+    let claimed = Executor::Threads.run(claim).await?;
+    let BookieIdentity { id, .. } = claimed.bookie;
     let catalog = Catalog::new(Arc::clone(store));
-    if catalog.cookie(identity.id).await?.is_none() {
+    if catalog.cookie(id).await?.is_none() {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let formatted_at_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        catalog.introduce(identity.id, &Cookie { name, formatted_at_ms }).await?;
+        catalog.introduce(id, &Cookie { name, formatted_at_ms }).await?;
     }
-    Ok(identity)
+    Ok(claimed)
 }

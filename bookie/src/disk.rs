@@ -33,6 +33,19 @@ pub trait Disk: Send + Sync {
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Makes all changes of names durable. After an error nothing is known about them.
     fn sync_names(&self) -> io::Result<()>;
+    /// Tells how much room there is.
+    fn space(&self) -> io::Result<Space>;
+}
+
+/// How much room a file system has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Tells file systems apart while the process runs.
+    pub device: u64,
+    /// What it holds when it is empty.
+    pub capacity_bytes: u64,
+    /// What can still be written.
+    pub free_bytes: u64,
 }
 
 /// One open file. All calls block.
@@ -46,9 +59,10 @@ pub trait DiskFile: Send + Sync {
     ///
     /// After an error it is as with [`sync_data`](Self::sync_data).
     fn write_blocks(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
-    /// Lets the disk set aside room for what will be written there, without a change of the length.
-    /// Only a hint.
-    fn reserve(&self, offset: u64, bytes: u64);
+    /// Lets the disk set aside room for what will be written there, without a change of the length;
+    /// `StorageFull` or `QuotaExceeded` if there is none. Where the disk cannot do that, nothing
+    /// happens, and it is the write that fails.
+    fn reserve(&self, offset: u64, bytes: u64) -> io::Result<()>;
     /// Lets the system forget what its cache has of these bytes, so that the next read is one of
     /// the disk. Only a hint.
     fn forget(&self, offset: u64, bytes: u64);
@@ -100,6 +114,10 @@ mod tests {
         assert_eq!(disk.list().unwrap(), Vec::<String>::new());
         file.read_at(3, &mut buffer[..1]).unwrap();
         assert_eq!(&buffer[..1], b"a");
+
+        let space = disk.space().unwrap();
+        assert!(space.free_bytes <= space.capacity_bytes && space.capacity_bytes > 0, "{space:?}");
+        assert_eq!(disk.space().unwrap().device, space.device);
     }
 
     #[test]

@@ -1,10 +1,7 @@
 //! Why a bookie cannot run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use crate::log::LogError;
-use crate::store::StoreError;
 
 /// Why a bookie cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -17,18 +14,15 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// None of several directories can be used, or none was given.
+    #[error("no directory can be used; {0}")]
+    NoDirectory(String),
     /// It could not be registered.
     #[error("not registered within {0:?}; is the metastore there?")]
     NotRegistered(Duration),
     /// One of its tasks ended, which is a bug.
     #[error("the bookie's {0} has ended unexpectedly")]
     Ended(&'static str),
-    /// Its log cannot be made or opened.
-    #[error(transparent)]
-    Log(#[from] LogError),
-    /// Its index cannot be made or opened.
-    #[error("{0}")]
-    Index(String),
     /// It cannot listen, or its certificate is refused.
     #[error(transparent)]
     Network(#[from] inkfast_wire::Error),
@@ -37,11 +31,20 @@ pub enum Error {
     Catalog(#[from] inkfast::Error),
 }
 
-impl From<StoreError> for Error {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Log(error) => Self::Log(error),
-            StoreError::Index(error) => Self::Index(error.to_string()),
+impl Error {
+    pub(crate) fn directory(dir: &Path, why: impl Into<String>) -> Self {
+        Self::Directory { dir: dir.to_owned(), why: why.into() }
+    }
+
+    /// Says that no directory is left, with what is wrong with each.
+    pub(crate) fn no_directory(mut broken: Vec<Self>) -> Self {
+        if broken.len() == 1 {
+            return broken.remove(0);
+        }
+        let words: Vec<_> = broken.iter().map(ToString::to_string).collect();
+        match words.is_empty() {
+            true => Self::NoDirectory("none was given".to_owned()),
+            false => Self::NoDirectory(words.join("; ")),
         }
     }
 }

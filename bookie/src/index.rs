@@ -25,12 +25,14 @@ use uuid::Uuid;
 use crate::disk::{Disk, DiskFile};
 use crate::log::{Known, Mark, Place, SegmentNumber};
 
+mod needs;
 mod pages;
 mod rows;
 mod runs;
 #[cfg(test)]
 mod tests;
 
+use needs::Needs;
 use pages::{Backend, Pages};
 use rows::{LEDGERS, META, SEGMENTS};
 use runs::RUNS;
@@ -61,8 +63,12 @@ struct Open {
 pub(crate) struct Checkpoint {
     /// Up to where the log is known then. It never goes back.
     pub(crate) mark: Mark,
-    /// All segments of the log that there are at the mark.
-    pub(crate) segments: BTreeMap<SegmentNumber, SegmentInfo>,
+    /// All segments of the log that there are at the mark, and where each ends.
+    pub(crate) segments: BTreeMap<SegmentNumber, u32>,
+    /// When segments were read and found whole, in milliseconds since 1970.
+    pub(crate) verified: BTreeMap<SegmentNumber, u64>,
+    /// Some of the log is lost. That stays so.
+    pub(crate) damaged: bool,
     /// What is known of the ledgers of which something has changed.
     pub(crate) ledgers: BTreeMap<LedgerId, StoredLedger>,
     /// Where entries are that are new or were moved, ascending and each once in its ledger.
@@ -72,14 +78,23 @@ pub(crate) struct Checkpoint {
 }
 
 /// What is known of a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SegmentInfo {
     /// Where it ends.
     pub(crate) bytes: u32,
-    /// How much of it is needed still.
+    /// How many bytes the records of those entries take that the index finds there.
     pub(crate) live_bytes: u32,
-    /// When all of it was last read and found whole.
+    /// How many ledgers have records there that are no entries and are needed.
+    pub(crate) states: u32,
+    /// When all of it was last read and found whole, in milliseconds since 1970.
     pub(crate) verified_at_ms: Option<u64>,
+}
+
+impl SegmentInfo {
+    /// Says whether nothing in it is needed.
+    pub(crate) const fn is_dead(&self) -> bool {
+        self.live_bytes == 0 && self.states == 0
+    }
 }
 
 /// What is known of a ledger but for its entries.
@@ -223,11 +238,20 @@ impl Index {
         })
     }
 
+    /// Says whether some of the log was lost once.
+    pub(crate) fn is_damaged(&self) -> Result<bool, IndexError> {
+        self.read(|rows| rows::is_damaged(&rows.open_table(META)?))
+    }
+
     /// Brings the index forward: all that the checkpoint says is durable when this returns, and
     /// after an error all of it or nothing is. Refuses a mark before the one that there is.
+    /// Returns what is known of the segments then.
     ///
     /// Memory is bounded by the size of the checkpoint.
-    pub(crate) fn commit(&self, checkpoint: &Checkpoint) -> Result<(), IndexError> {
+    pub(crate) fn commit(
+        &self,
+        checkpoint: &Checkpoint,
+    ) -> Result<BTreeMap<SegmentNumber, SegmentInfo>, IndexError> {
         self.write(|rows| {
             let mut meta = rows.open_table(META)?;
             match rows::mark(&meta)? {
@@ -238,23 +262,26 @@ impl Index {
                 }
                 _ => rows::set_mark(&mut meta, checkpoint.mark)?,
             }
-            rows::set_segments(&mut rows.open_table(SEGMENTS)?, &checkpoint.segments)?;
+            if checkpoint.damaged {
+                rows::set_damaged(&mut meta)?;
+            }
+            let mut needs = Needs::default();
             let mut ledgers = rows.open_table(LEDGERS)?;
             for (id, ledger) in &checkpoint.ledgers {
-                rows::set_ledger(&mut ledgers, *id, ledger)?;
+                rows::set_ledger(&mut ledgers, *id, ledger, &mut needs)?;
             }
             let mut runs = rows.open_table(RUNS)?;
             for ledger in &checkpoint.emptied {
-                runs::remove(&mut runs, *ledger)?;
+                runs::remove(&mut runs, *ledger, &mut needs)?;
             }
             for (ledger, entries) in &checkpoint.entries {
                 let ascending = entries.is_sorted_by(|(a, _), (b, _)| a < b);
                 assert!(ascending, "entries are checkpointed out of order");
                 if !checkpoint.emptied.contains(ledger) {
-                    runs::add(&mut runs, *ledger, entries)?;
+                    runs::add(&mut runs, *ledger, entries, &mut needs)?;
                 }
             }
-            Ok(())
+            rows::set_segments(&mut rows.open_table(SEGMENTS)?, checkpoint, &needs)
         })
     }
 
@@ -293,16 +320,17 @@ impl Index {
         self.0.run(|database| work(&database.begin_read()?))
     }
 
-    fn write(
+    fn write<T>(
         &self,
-        work: impl FnOnce(&WriteTransaction) -> Result<(), IndexError>,
-    ) -> Result<(), IndexError> {
+        work: impl FnOnce(&WriteTransaction) -> Result<T, IndexError>,
+    ) -> Result<T, IndexError> {
         self.0.run(|database| {
             let mut rows = database.begin_write()?;
             // Or all of the file would be read after a crash.
             rows.set_quick_repair(true);
-            work(&rows)?;
-            Ok(rows.commit()?)
+            let done = work(&rows)?;
+            rows.commit()?;
+            Ok(done)
         })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! # One append, followed
 //! A client's stream arrives in `service`, which verifies each entry and hands what has arrived
-//! to the `store`. The one task there asks the ledger's gate (the protocol's rules) and pushes
+//! to the `store` of the ledger's directory. The one task there asks the ledger's gate (the protocol's rules) and pushes
 //! what it lets in to the [`log`]. The log writes and syncs a batch; what was queued meanwhile is
 //! the next. The store notes where each entry is, tells the gate that it is durable, and the
 //! gate's answers go back through `service`. What came together stays together all the way: a run
@@ -17,29 +17,42 @@
 //! The log's last batches are in memory too, as they were written, so that who follows a ledger
 //! waits for no disk.
 //!
+//! # Several directories
+//! Each directory has a store of its own, with its log and its index, so that a disk fails alone.
+//! All of a ledger is in one of them, which `stores` finds, or decides on when the ledger begins.
+//! The directories name each other's logs: if one of them is not there, the ledgers of the others
+//! are served in full, and of all else nothing is certain, so that no ledger begins here.
+//!
 //! # What a bookie promises
 //! * What it has acknowledged is on its disk, and survives a power loss.
 //! * A fence is on disk before it is answered, and so is every add that was let in before it.
 //! * It says "never stored" only when it is certain. A damaged log makes every such answer
 //!   "unknown", and refuses writers, since a fence may be among what was lost.
+//! * When its disks are nearly full it refuses writers, then recoveries, and lets them in again when
+//!   there is room.
 //! * After a failed write or sync it takes no more writes until it is started again, and still
 //!   serves what it has.
 //! * A client that is slow, or does not read what it asked for, delays itself only.
-//! * An empty directory is a new bookie, whatever address it is started on.
+//! * Empty directories are a new bookie, whatever address it is started on.
 //!
 //! # Layers
 //! [`disk`] is the seam to the files, with one implementation that loses what was not synced;
 //! [`log`] knows records and nothing of ledgers; `index` knows where entries are; `store` knows
-//! ledgers and nothing of the network; `service` and `registration` face the cluster.
+//! ledgers and nothing of the network; `stores` knows all directories; `service` and `registration`
+//! face the cluster.
 //!
 //! # Not here
-//! Nothing is ever deleted from the log yet, there is one data directory, and a full disk counts as
-//! a failed one. A log that is damaged gets no checkpoints.
+//! Nothing is ever deleted from the log yet, and a disk that is full for all that counts as a failed
+//! one. A log that is damaged gets no checkpoints. No ledger moves from one directory to another, and a directory that
+//! is lost cannot be given up: the bookie's ledgers are to be copied to others, and it begins anew.
 
 pub use daemon::{Bookie, Config};
 pub use error::Error;
+pub use space::MinFree;
 
+mod collection;
 mod daemon;
+mod directories;
 pub mod disk;
 mod error;
 pub mod executor;
@@ -49,4 +62,6 @@ pub mod log;
 mod record;
 mod registration;
 mod service;
+mod space;
 mod store;
+mod stores;

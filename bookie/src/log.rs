@@ -9,7 +9,7 @@
 //! then all its places at once. One batch is in flight at a time, so a batch is wholly durable
 //! before the next is written. A failed write is final: which of its bytes are on the disk cannot
 //! be known, so nothing is tried again and the log takes no more records until it has been opened
-//! anew.
+//! anew. Room is set aside before: a disk that is full makes writes wait, and nothing fails.
 //!
 //! **Reading.** The last batches are in memory, as they were written. Older records are read through
 //! the system's cache, neighbours with one access. One that is not sound there is read once more
@@ -87,7 +87,7 @@ impl fmt::Display for SegmentNumber {
 
 /// The kind of the record that says that a segment is dropped: the only one that the log itself
 /// reads. Its payload is the number.
-const KIND_DROPPED: u8 = u8::MAX;
+pub(crate) const KIND_DROPPED: u8 = u8::MAX;
 
 /// Says where in the log a record lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,6 +98,14 @@ pub struct Place {
     pub offset: u32,
     /// How long its payload is.
     pub payload_bytes: u32,
+}
+
+impl Place {
+    /// Returns how many bytes the record takes in its segment.
+    pub(crate) fn stored_bytes(self) -> u32 {
+        let bytes = record::stored_bytes(self.payload_bytes as usize);
+        u32::try_from(bytes).expect("payloads are limited")
+    }
 }
 
 /// A moment in the life of a log, between two batches.
@@ -150,6 +158,12 @@ impl LogError {
     /// Says what was being done to a file when the disk refused.
     fn io(doing: &'static str, file: impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, file: file.to_string(), source }
+    }
+
+    /// Says whether all that was wrong is that the disk is full.
+    fn is_full(&self) -> bool {
+        let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        matches!(self, Self::Io { source, .. } if kinds.contains(&source.kind()))
     }
 
     fn refused(file: impl fmt::Display, why: impl Into<String>) -> Self {

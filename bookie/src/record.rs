@@ -5,6 +5,7 @@
 //! | 1 | an entry, the very bytes that the writer made |
 //! | 2 | fence: ledger id u64 |
 //! | 3 | first writer: ledger id u64, writer UUID 16 bytes, the fragment brief it came with |
+//! | 4 | tombstone, the ledger was deleted: ledger id u64 |
 //!
 //! Numbers are little-endian.
 
@@ -13,9 +14,11 @@ use inkfast_protocol::gate::Record;
 use inkfast_protocol::{Entry, LedgerId, WriterId};
 use uuid::Uuid;
 
-const ENTRY: u8 = 1;
+/// The kind of an entry.
+pub(crate) const ENTRY: u8 = 1;
 const FENCE: u8 = 2;
 const WRITER: u8 = 3;
+const TOMBSTONE: u8 = 4;
 
 /// Encodes what a gate wants to be written of a ledger: the kind, and the payload of each record.
 pub(crate) fn encode(ledger: LedgerId, record: &Record) -> (u8, Vec<Bytes>) {
@@ -24,6 +27,7 @@ pub(crate) fn encode(ledger: LedgerId, record: &Record) -> (u8, Vec<Bytes>) {
             (ENTRY, run.entries().iter().map(|entry| entry.bytes().clone()).collect())
         }
         Record::Fence => (FENCE, vec![Bytes::copy_from_slice(&ledger.get().to_le_bytes())]),
+        Record::Tombstone => (TOMBSTONE, vec![Bytes::copy_from_slice(&ledger.get().to_le_bytes())]),
         Record::Writer { id, fragment } => {
             let mut payload = BytesMut::with_capacity(24 + fragment.len());
             payload.put_u64_le(ledger.get());
@@ -44,6 +48,7 @@ pub(crate) fn decode(kind: u8, payload: &[u8]) -> Result<(LedgerId, Record), Str
     let ledger = LedgerId::new(u64::from_le_bytes(*ledger)).ok_or("a ledger id is too large")?;
     match kind {
         FENCE => Ok((ledger, Record::Fence)),
+        TOMBSTONE => Ok((ledger, Record::Tombstone)),
         WRITER => {
             let (id, fragment) = rest.split_first_chunk().ok_or("a writer record is too short")?;
             let id = WriterId(Uuid::from_bytes(*id));
@@ -72,6 +77,7 @@ mod tests {
         for record in [
             Record::Entries(Entry::encode(header, b"x").into()),
             Record::Fence,
+            Record::Tombstone,
             Record::Writer { id: writer, fragment: Bytes::from_static(b"brief") },
         ] {
             let (kind, payloads) = encode(ledger, &record);

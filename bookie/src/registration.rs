@@ -1,6 +1,5 @@
 //! Registration: the bookie's addresses, rack and capacity in the metastore, under a lease.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use inkfast_protocol::BookieId;
 use tokio::sync::{oneshot, watch};
 
 use crate::Error;
+use crate::disk::Space;
 
 /// How long the registration outlives the bookie.
 const LEASE_TTL: Duration = Duration::from_secs(10);
@@ -26,8 +26,9 @@ pub(crate) struct Registrar {
     pub(crate) bookie: BookieId,
     pub(crate) addresses: Vec<String>,
     pub(crate) rack: Option<String>,
-    pub(crate) dir: PathBuf,
-    /// Whether writers are refused now.
+    /// How much room there is now.
+    pub(crate) space: watch::Receiver<Space>,
+    /// Whether new ledgers are refused now.
     pub(crate) read_only: watch::Receiver<bool>,
 }
 
@@ -101,7 +102,7 @@ impl Registrar {
         held: &mut Option<Held>,
         lease: LeaseId,
     ) -> Result<(), inkfast::Error> {
-        let (capacity_bytes, free_bytes) = space(&self.dir);
+        let Space { capacity_bytes, free_bytes, .. } = *self.space.borrow();
         let now = Registration {
             addresses: self.addresses.clone(),
             rack: self.rack.clone(),
@@ -129,17 +130,9 @@ fn differs_notably(before: &Registration, now: &Registration) -> bool {
         || is_nearly_full(before) != is_nearly_full(now)
 }
 
-/// Returns size and free bytes of the file system that a directory is on; zeros when it does not
-/// say.
-fn space(dir: &std::path::Path) -> (u64, u64) {
-    rustix::fs::statvfs(dir)
-        .map_or((0, 0), |found| (found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize))
-}
-
 #[cfg(test)]
 mod tests {
     use inkfast_metastore::{KeyValue, MemoryMetastore};
-    use tempfile::TempDir;
     use tokio::time::{Instant, timeout};
     use uuid::Uuid;
 
@@ -147,7 +140,6 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn read_only_is_told_at_once_under_the_same_lease() {
-        let dir = TempDir::new().unwrap();
         let store: Arc<dyn Metastore> = Arc::new(MemoryMetastore::new());
         let bookie = BookieId(Uuid::new_v4());
         let read_only = watch::Sender::new(false);
@@ -156,7 +148,7 @@ mod tests {
             bookie,
             addresses: vec!["127.0.0.1:1".to_owned()],
             rack: Some("r1".to_owned()),
-            dir: dir.path().into(),
+            space: watch::Sender::new(Space::default()).subscribe(),
             read_only: read_only.subscribe(),
         };
         let key = format!("registrations/{bookie}");

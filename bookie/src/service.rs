@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use inkfast_protocol::messages::{Fence, LedgerState, kind};
-use inkfast_protocol::{EntryId, Refusal};
+use inkfast_protocol::{EntryId, LedgerId, Refusal};
 use inkfast_wire::{Frame, FrameSender, Frames, Peer, Service, Stream};
 use prost::Message;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::store::Store;
+use crate::stores::{Home, Stores};
 
 mod adds;
 mod reads;
@@ -28,14 +28,14 @@ const SEND_DEADLINE: Duration = Duration::from_secs(30);
 /// Serves the streams of one connection.
 #[derive(Clone)]
 pub(crate) struct BookieService {
-    store: Store,
+    stores: Stores,
     /// For entries, from before they are read until they are sent.
     room: Arc<Semaphore>,
 }
 
 impl Service for BookieService {
     fn for_connection(&self) -> Self {
-        Self::new(self.store.clone())
+        Self::new(self.stores.clone())
     }
 
     async fn serve(&self, peer: Arc<Peer>, mut stream: Stream) {
@@ -62,8 +62,8 @@ impl Service for BookieService {
 type Served = Result<(), inkfast_wire::Error>;
 
 impl BookieService {
-    pub(crate) fn new(store: Store) -> Self {
-        Self { store, room: Arc::new(Semaphore::new(UNSENT_BYTES_MAX)) }
+    pub(crate) fn new(stores: Stores) -> Self {
+        Self { stores, room: Arc::new(Semaphore::new(UNSENT_BYTES_MAX)) }
     }
 
     async fn serve_fence(&self, request: &Frame, mut stream: Stream) -> Served {
@@ -80,12 +80,20 @@ impl BookieService {
     async fn fence(&self, request: &Frame) -> Result<LedgerState, Refusal> {
         let request: Fence = request.decode().map_err(|error| bad(&error.to_string()))?;
         let ledger = request.parse()?;
-        if request.fence {
-            self.store.fence(ledger).await?;
-        }
-        let state = self.store.state(ledger).await?;
+        let home = self.home(ledger, request.fence).await?;
+        let state = home.store().state(ledger).await?;
         let last_add_confirmed = state.last_add_confirmed.map(EntryId::get);
         Ok(LedgerState { last_add_confirmed, fenced: state.fenced })
+    }
+
+    /// Returns where a ledger is to be asked for, fenced if that is wanted.
+    async fn home(&self, ledger: LedgerId, fence: bool) -> Result<Home, Refusal> {
+        if !fence {
+            return self.stores.find(ledger).await;
+        }
+        let home = self.stores.home(ledger).await?;
+        home.store().fence(ledger).await?;
+        Ok(home)
     }
 }
 

@@ -27,6 +27,7 @@ pub(crate) use reading::Wanted;
 pub(crate) use tips::Tip;
 
 mod checkpoint;
+pub(crate) mod compaction;
 mod ledgers;
 mod owner;
 mod places;
@@ -35,6 +36,7 @@ mod replay;
 #[cfg(test)]
 mod tests;
 mod tips;
+mod upkeep;
 
 /// The bytes of entries that may wait for the disk, or for their answers to be sent, at most.
 const ROOM_BYTES: usize = 64 << 20;
@@ -54,6 +56,7 @@ pub(crate) struct Store {
     index: Index,
     executor: Executor,
     read_only: watch::Receiver<bool>,
+    damaged: bool,
 }
 
 /// Why a store could not be opened.
@@ -113,6 +116,11 @@ enum Command {
         /// None if only the index knows.
         state: oneshot::Sender<Option<State>>,
     },
+    Knows {
+        ledger: LedgerId,
+        /// False if only the index can tell.
+        known: oneshot::Sender<bool>,
+    },
     Locate {
         ledger: LedgerId,
         entries: Vec<EntryId>,
@@ -122,6 +130,7 @@ enum Command {
         ledger: LedgerId,
         tip: oneshot::Sender<Result<watch::Receiver<Tip>, Refusal>>,
     },
+    Upkeep(upkeep::Command),
 }
 
 /// Entries that may not be in the index yet.
@@ -137,6 +146,7 @@ pub(crate) struct State {
     pub(crate) last_add_confirmed: Option<EntryId>,
     /// Whether its fence is on disk.
     pub(crate) fenced: bool,
+    deleted: bool,
 }
 
 impl Store {
@@ -149,16 +159,17 @@ impl Store {
     ) -> Result<(Self, Replayed, JoinHandle<()>), StoreError> {
         let reader = Reader::new(Arc::clone(&disk), log, executor);
         let opened = executor.run(move || replay::open(disk, log)).await?;
-        let Opened { index, ledgers, segments, tail, replayed } = opened;
+        let Opened { index, ledgers, durable, tail, replayed } = opened;
         let (appender, completions) = tail.start(executor);
-        let indexing = Indexing::new(index.clone(), segments, executor);
-        let damaged = !replayed.damages.is_empty();
+        let damaged = durable.damaged;
+        let indexing = Indexing::new(index.clone(), durable, executor);
         let owner = Owner::new(ledgers, appender, reader.clone(), indexing, damaged);
         let read_only = owner.read_only();
         let (commands, received) = mpsc::channel(COMMANDS_MAX);
         let task = tokio::spawn(owner.run(received, completions));
         let room = Arc::new(Semaphore::new(ROOM_BYTES));
-        Ok((Self { commands, room, reader, index, executor, read_only }, replayed, task))
+        let store = Self { commands, room, reader, index, executor, read_only, damaged };
+        Ok((store, replayed, task))
     }
 
     /// Hands a batch of one ledger to the owner, as soon as there is room for it. The outcomes of
@@ -187,19 +198,34 @@ impl Store {
         self.ask(|fenced| Command::Fence { ledger, fenced }).await?
     }
 
-    /// Returns what is known of a ledger.
+    /// Returns what is known of a ledger that was not deleted.
     pub(crate) async fn state(&self, ledger: LedgerId) -> Result<State, Refusal> {
-        if let Some(state) = self.ask(|state| Command::State { ledger, state }).await? {
-            return Ok(state);
+        let state = if let Some(state) = self.ask(|state| Command::State { ledger, state }).await? {
+            state
+        } else {
+            let index = self.index.clone();
+            let stored = self.executor.run(move || index.ledger(ledger)).await.map_err(unsure)?;
+            let StoredLedger { last_add_confirmed, fenced, deleted, .. } =
+                stored.unwrap_or_default();
+            State { last_add_confirmed, fenced, deleted }
+        };
+        if state.deleted { Err(Refusal::Deleted) } else { Ok(state) }
+    }
+
+    /// Says whether anything of a ledger is here, or was ever on its way into the log: a log that
+    /// has failed may have it.
+    pub(crate) async fn knows(&self, ledger: LedgerId) -> Result<bool, Refusal> {
+        if self.ask(|known| Command::Knows { ledger, known }).await? {
+            return Ok(true);
         }
         let index = self.index.clone();
         let stored = self.executor.run(move || index.ledger(ledger)).await.map_err(unsure)?;
-        let StoredLedger { last_add_confirmed, fenced, .. } = stored.unwrap_or_default();
-        Ok(State { last_add_confirmed, fenced })
+        Ok(stored.is_some())
     }
 
     /// Finds entries: where each is, or why that cannot be said, in the order of the ids. Only
-    /// [`Absent`](Refusal::Absent) says that it was never stored.
+    /// [`Absent`](Refusal::Absent) says that it was never stored, and
+    /// [`Deleted`](Refusal::Deleted) that its ledger was deleted.
     pub(crate) async fn locate(
         &self,
         ledger: LedgerId,
@@ -212,12 +238,21 @@ impl Store {
         let others = asked.iter().zip(&places).filter(|(_, place)| place.is_none());
         let others: BTreeSet<EntryId> = others.map(|(entry, _)| *entry).collect();
         let mut found = BTreeMap::new();
-        if !others.is_empty() {
+        let mut deleted = missing == Refusal::Deleted;
+        if !others.is_empty() && !deleted {
             let (index, others) = (self.index.clone(), others.into_iter().collect::<Vec<_>>());
-            let find = move || index.find(ledger, &others).map(|found| (others, found));
-            let (others, places) = self.executor.run(find).await.map_err(unsure)?;
-            found.extend(others.into_iter().zip(places));
+            let find = move || {
+                let found = index.find(ledger, &others)?;
+                // Asked afterwards: one that was found before may be deleted.
+                let deleted = found.contains(&None)
+                    && index.ledger(ledger)?.is_some_and(|stored| stored.deleted);
+                Ok((others.into_iter().zip(found), deleted))
+            };
+            let entries;
+            (entries, deleted) = self.executor.run(find).await.map_err(unsure)?;
+            found.extend(entries);
         }
+        let missing = if deleted { Refusal::Deleted } else { missing };
         let place = |(entry, place): (EntryId, Option<Place>)| {
             let place = place.or_else(|| found.get(&entry).copied().flatten());
             place.ok_or_else(|| missing.clone())
@@ -236,6 +271,11 @@ impl Store {
         self.read_only.clone()
     }
 
+    /// Says whether the log has lost something, now or before: it may have lost ledgers.
+    pub(crate) const fn is_damaged(&self) -> bool {
+        self.damaged
+    }
+
     async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
@@ -252,5 +292,5 @@ fn unsure(error: IndexError) -> Refusal {
 }
 
 fn stopped() -> Refusal {
-    Refusal::Unknown("the bookie is stopping".to_owned())
+    Refusal::Unknown("the store is stopping, or takes no more writes".to_owned())
 }

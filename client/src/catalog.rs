@@ -30,6 +30,7 @@ pub mod follow;
 
 const LEDGERS: &str = "ledgers/";
 const REGISTRATIONS: &str = "registrations/";
+const DELETED: &str = "deleted/";
 /// How often a deletion begins again because the metadata changed under it.
 const DELETE_TRIES_MAX: usize = 16;
 
@@ -300,7 +301,7 @@ fn request_key(request: Uuid) -> String {
 }
 
 fn deleted_key(id: LedgerId) -> String {
-    format!("deleted/{:016}", id.get())
+    format!("{DELETED}{:016}", id.get())
 }
 
 fn cookie_key(bookie: BookieId) -> String {

@@ -154,6 +154,8 @@ impl Cluster {
     fn spawn_bookie(&self, number: usize, rack: Option<&str>) -> Starting {
         let (dir, metastore) = (format!("bookie-{number}"), self.metastore.address.to_string());
         let mut args = vec!["bookie", "--dir", &dir, "--metastore", &metastore, "--certs", "certs"];
+        // However full the disk is that the tests run on.
+        args.extend(["--min-free", "0"]);
         args.extend(rack.iter().flat_map(|rack| ["--rack", rack]));
         Daemon::spawn(self.home(), &args)
     }

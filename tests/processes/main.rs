@@ -17,6 +17,7 @@ mod bench;
 mod changes;
 mod cluster;
 mod daemons;
+mod dirs;
 mod kills;
 mod load;
 mod metastores;

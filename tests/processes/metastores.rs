@@ -95,7 +95,9 @@ impl Metastores {
 
     fn start_bookie(&self, number: usize) -> Daemon {
         let (dir, members) = (format!("bookie-{number}"), comma_separated(&self.addresses()));
-        let args = ["bookie", "--dir", &dir, "--metastore", &members, "--certs", "certs"];
+        let mut args = vec!["bookie", "--dir", &dir, "--metastore", &members, "--certs", "certs"];
+        // However full the disk is that the tests run on.
+        args.extend(["--min-free", "0"]);
         Daemon::spawn(self.home(), &args).ready()
     }
 

@@ -5,10 +5,12 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{BLOCK_BYTES, Disk, DiskFile};
+use super::{BLOCK_BYTES, Disk, DiskFile, Space};
 
 /// What a disk writes whole or not at all.
 const SECTOR_BYTES: usize = 512;
+/// What a disk without a limit says that it holds.
+const CAPACITY_BYTES: u64 = 1 << 40;
 
 /// What becomes of unsynced changes in a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,6 +220,16 @@ impl Disk for MemoryDisk {
         state.earlier_names.clear();
         Ok(())
     }
+
+    fn space(&self) -> io::Result<Space> {
+        let state = self.state();
+        state.check_power()?;
+        let capacity_bytes = state.capacity_bytes.map_or(CAPACITY_BYTES, |bytes| bytes as u64);
+        let free_bytes = capacity_bytes.saturating_sub(state.used_bytes() as u64);
+        // No other disk is there as long as this one is.
+        let device = Arc::as_ptr(&self.0).addr() as u64;
+        Ok(Space { device, capacity_bytes, free_bytes })
+    }
 }
 
 struct MemoryFile {
@@ -248,7 +260,7 @@ impl DiskFile for MemoryFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.disk.state();
         let start = index(offset);
-        let all: usize = state.files.values().map(|file| file.cached.len()).sum();
+        let all = state.used_bytes();
         let own = state.contents(self.id).cached.len();
         let limit = state
             .capacity_bytes
@@ -271,7 +283,14 @@ impl DiskFile for MemoryFile {
         self.sync_data()
     }
 
-    fn reserve(&self, _offset: u64, _bytes: u64) {}
+    fn reserve(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        state.check_power()?;
+        if index(offset + bytes) > state.limit(self.id) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
 
     fn forget(&self, offset: u64, bytes: u64) {
         let mut state = self.disk.state();
@@ -311,6 +330,18 @@ impl State {
     fn find(&self, name: &str) -> io::Result<u64> {
         self.check_power()?;
         self.names.get(name).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn used_bytes(&self) -> usize {
+        self.files.values().map(|file| file.cached.len()).sum()
+    }
+
+    /// Tells how long a file may be.
+    fn limit(&mut self, id: u64) -> usize {
+        let all: usize = self.files.values().map(|file| file.cached.len()).sum();
+        let own = self.contents(id).cached.len();
+        let capacity = self.capacity_bytes;
+        capacity.map_or(usize::MAX, |capacity| own.max(capacity.saturating_sub(all - own)))
     }
 
     fn contents(&mut self, id: u64) -> &mut Contents {
@@ -466,6 +497,8 @@ mod tests {
         let error = file.write_at(1500, &[b'c'; 200]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert_eq!(contents(&disk, "file")[1500..], [b'c'; 100]);
+        let Space { capacity_bytes, free_bytes, .. } = disk.space().unwrap();
+        assert_eq!((capacity_bytes, free_bytes), (1600, 0));
         disk.set_capacity_bytes(None);
         file.write_at(1500, &[b'c'; 200]).unwrap();
     }

@@ -4,13 +4,14 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate};
+use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate, fstatvfs};
+use rustix::io::Errno;
 
-use super::{BLOCK_BYTES, Disk, DiskFile};
+use super::{BLOCK_BYTES, Disk, DiskFile, Space};
 
 /// A directory of the operating system, held by this process alone.
 #[derive(Debug)]
@@ -68,6 +69,15 @@ impl Disk for OsDisk {
     fn sync_names(&self) -> io::Result<()> {
         self.directory.sync_all()
     }
+
+    fn space(&self) -> io::Result<Space> {
+        let found = fstatvfs(&self.directory)?;
+        Ok(Space {
+            device: self.directory.metadata()?.dev(),
+            capacity_bytes: found.f_blocks * found.f_frsize,
+            free_bytes: found.f_bavail * found.f_frsize,
+        })
+    }
 }
 
 struct OsFile {
@@ -114,9 +124,12 @@ impl DiskFile for OsFile {
         self.direct()?.write_all_at(bytes, offset)
     }
 
-    fn reserve(&self, offset: u64, bytes: u64) {
-        // A file system that cannot do it writes all the same.
-        let _ = fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, bytes);
+    fn reserve(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, bytes) {
+            Err(error @ (Errno::NOSPC | Errno::DQUOT)) => Err(error.into()),
+            // A file system that cannot do it writes all the same.
+            _ => Ok(()),
+        }
     }
 
     fn forget(&self, offset: u64, bytes: u64) {

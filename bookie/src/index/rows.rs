@@ -11,12 +11,15 @@ use prost::Message;
 use redb::{ReadableTable, Table, TableDefinition};
 use uuid::Uuid;
 
-use super::{IndexError, SegmentInfo, StoredLedger};
+use super::needs::Needs;
+use super::{Checkpoint, IndexError, SegmentInfo, StoredLedger};
 use crate::log::{Mark, SegmentNumber};
 
 /// What the index says of itself.
 pub(super) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const META_MARK: &str = "mark";
+/// Is there once some of the log was lost.
+const META_DAMAGED: &str = "damaged";
 pub(super) const SEGMENTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("segments");
 pub(super) const LEDGERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledgers");
 
@@ -39,6 +42,19 @@ pub(super) fn set_mark(
     Ok(())
 }
 
+pub(super) fn is_damaged(
+    meta: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<bool, IndexError> {
+    Ok(meta.get(META_DAMAGED)?.is_some())
+}
+
+pub(super) fn set_damaged(
+    meta: &mut Table<'_, &'static str, &'static [u8]>,
+) -> Result<(), IndexError> {
+    meta.insert(META_DAMAGED, [].as_slice())?;
+    Ok(())
+}
+
 pub(super) fn segments(
     segments: &impl ReadableTable<u32, &'static [u8]>,
 ) -> Result<BTreeMap<SegmentNumber, SegmentInfo>, IndexError> {
@@ -46,36 +62,51 @@ pub(super) fn segments(
         let (key, row) = row?;
         let number = SegmentNumber(key.value());
         let row: SegmentRow = open(&number.0.to_le_bytes(), row.value(), number)?;
-        let SegmentRow { bytes, live_bytes, verified_at_ms } = row;
-        Ok((number, SegmentInfo { bytes, live_bytes, verified_at_ms }))
+        let SegmentRow { bytes, live_bytes, verified_at_ms, states } = row;
+        Ok((number, SegmentInfo { bytes, live_bytes, states, verified_at_ms }))
     });
     rows.collect()
 }
 
-/// Makes the rows those of these segments.
+/// Makes the rows those of the segments of a checkpoint, and returns them.
 pub(super) fn set_segments(
     table: &mut Table<'_, u32, &'static [u8]>,
-    new: &BTreeMap<SegmentNumber, SegmentInfo>,
-) -> Result<(), IndexError> {
+    checkpoint: &Checkpoint,
+    needs: &Needs,
+) -> Result<BTreeMap<SegmentNumber, SegmentInfo>, IndexError> {
     let old = segments(table)?;
-    for number in old.keys().filter(|number| !new.contains_key(number)) {
+    let Checkpoint { segments, verified, .. } = checkpoint;
+    for number in old.keys().filter(|number| !segments.contains_key(number)) {
         table.remove(number.0)?;
     }
-    for (number, info) in new.iter().filter(|(number, info)| old.get(number) != Some(info)) {
-        let SegmentInfo { bytes, live_bytes, verified_at_ms } = *info;
-        let row = close(&number.0.to_le_bytes(), &SegmentRow { bytes, live_bytes, verified_at_ms });
-        table.insert(number.0, row.as_slice())?;
+    let mut new = BTreeMap::new();
+    for (&number, &bytes) in segments {
+        let mut info = old.get(&number).copied().unwrap_or_default();
+        info.bytes = bytes;
+        info.verified_at_ms = verified.get(&number).copied().or(info.verified_at_ms);
+        needs.apply(number, &mut info)?;
+        if old.get(&number) != Some(&info) {
+            let SegmentInfo { bytes, live_bytes, states, verified_at_ms } = info;
+            let row = SegmentRow { bytes, live_bytes, verified_at_ms, states };
+            table.insert(number.0, close(&number.0.to_le_bytes(), &row).as_slice())?;
+        }
+        new.insert(number, info);
     }
-    Ok(())
+    Ok(new)
 }
 
+/// Sets the row of a ledger.
 pub(super) fn set_ledger(
     ledgers: &mut Table<'_, u64, &'static [u8]>,
     id: LedgerId,
-    ledger: &StoredLedger,
+    new: &StoredLedger,
+    needs: &mut Needs,
 ) -> Result<(), IndexError> {
-    let row = close(&id.get().to_le_bytes(), &LedgerRow::from(ledger));
-    ledgers.insert(id.get(), row.as_slice())?;
+    let row = close(&id.get().to_le_bytes(), &LedgerRow::from(new));
+    let old = ledgers.insert(id.get(), row.as_slice())?;
+    let old = old.map(|row| ledger(id.get(), row.value())).transpose()?;
+    let before = old.map(|(_, ledger)| ledger.state_segments).unwrap_or_default();
+    needs.states(&before, &new.state_segments);
     Ok(())
 }
 
@@ -130,6 +161,8 @@ struct SegmentRow {
     live_bytes: u32,
     #[prost(uint64, optional, tag = "3")]
     verified_at_ms: Option<u64>,
+    #[prost(uint32, tag = "4")]
+    states: u32,
 }
 
 #[derive(Message)]

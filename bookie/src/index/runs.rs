@@ -9,6 +9,7 @@ use inkfast_protocol::{EntryId, LedgerId};
 use redb::{ReadableTable, Table, TableDefinition};
 
 use super::IndexError;
+use super::needs::Needs;
 use super::rows::{seal, unseal};
 use crate::log::{Place, SegmentNumber};
 
@@ -42,7 +43,9 @@ pub(super) fn add(
     runs: &mut Table<'_, RunKey, &'static [u8]>,
     ledger: LedgerId,
     mut new: &[(EntryId, Place)],
+    needs: &mut Needs,
 ) -> Result<(), IndexError> {
+    new.iter().for_each(|(_, place)| needs.found(*place));
     while let Some(&(first, _)) = new.first() {
         let (run, count) = match at_or_behind(runs, ledger, first)? {
             Some(run) => {
@@ -57,7 +60,7 @@ pub(super) fn add(
             runs.remove(run.key)?;
             entries = run.entries;
         }
-        merge(&mut entries, joining);
+        merge(&mut entries, joining, |moved_from| needs.gone(moved_from));
         let rows = entries.len().div_ceil(RUN_ENTRIES_MAX);
         for entries in entries.chunks(entries.len().div_ceil(rows)) {
             let (key, row) = close(ledger, entries);
@@ -72,8 +75,17 @@ pub(super) fn add(
 pub(super) fn remove(
     runs: &mut Table<'_, RunKey, &'static [u8]>,
     ledger: LedgerId,
+    needs: &mut Needs,
 ) -> Result<(), IndexError> {
-    Ok(runs.retain_in((ledger.get(), 0)..=(ledger.get(), u64::MAX), |_, _| false)?)
+    let mut unreadable = None;
+    runs.retain_in((ledger.get(), 0)..=(ledger.get(), u64::MAX), |key, row| {
+        match Run::open(key, row) {
+            Ok(run) => run.entries.iter().for_each(|(_, place)| needs.gone(*place)),
+            Err(error) => unreadable = Some(error),
+        }
+        false
+    })?;
+    unreadable.map_or(Ok(()), Err)
 }
 
 fn last(
@@ -84,14 +96,19 @@ fn last(
     found.transpose()?.map(|(key, row)| Run::open(key.value(), row.value())).transpose()
 }
 
-/// Merges what is ascending into what is ascending.
-fn merge(entries: &mut Vec<(EntryId, Place)>, new: &[(EntryId, Place)]) {
+/// Merges what is ascending into what is ascending, and tells from where entries were moved.
+fn merge(
+    entries: &mut Vec<(EntryId, Place)>,
+    new: &[(EntryId, Place)],
+    mut moved_from: impl FnMut(Place),
+) {
     entries.extend_from_slice(new);
     // Stable, and quick with two ascending halves.
     entries.sort_by_key(|(entry, _)| *entry);
     entries.dedup_by(|later, earlier| {
         let same = later.0 == earlier.0;
         if same {
+            moved_from(earlier.1);
             *earlier = *later;
         }
         same

@@ -46,13 +46,19 @@ fn places(
     (0..).zip(ids).map(place).collect()
 }
 
+/// All segments of a log of at most 1000 batches; the end of one of them has moved.
+fn segments(batches: u32) -> BTreeMap<SegmentNumber, u32> {
+    let end = |number: u32| (number == mark(batches).segment.0).then_some(batches);
+    (1..=126).map(|number| (SegmentNumber(number), end(number).unwrap_or(number))).collect()
+}
+
 /// Makes a checkpoint that says nothing but its mark.
 fn checkpoint(batches: u32) -> Checkpoint {
-    let number = mark(batches).segment;
-    let info = SegmentInfo { bytes: batches, live_bytes: batches / 2, verified_at_ms: None };
     Checkpoint {
         mark: mark(batches),
-        segments: [(number, info)].into(),
+        segments: segments(batches),
+        verified: BTreeMap::new(),
+        damaged: false,
         ledgers: BTreeMap::new(),
         entries: BTreeMap::new(),
         emptied: BTreeSet::new(),
@@ -76,7 +82,9 @@ fn stored_ledger(seed: u32) -> StoredLedger {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Model {
     mark: Option<Mark>,
-    segments: BTreeMap<SegmentNumber, SegmentInfo>,
+    damaged: bool,
+    segments: BTreeMap<SegmentNumber, u32>,
+    verified: BTreeMap<SegmentNumber, u64>,
     ledgers: BTreeMap<LedgerId, StoredLedger>,
     entries: BTreeMap<LedgerId, BTreeMap<EntryId, Place>>,
 }
@@ -84,7 +92,9 @@ struct Model {
 impl Model {
     fn commit(&mut self, checkpoint: &Checkpoint) {
         self.mark = Some(checkpoint.mark);
+        self.damaged |= checkpoint.damaged;
         self.segments.clone_from(&checkpoint.segments);
+        self.verified.extend(&checkpoint.verified);
         self.ledgers.extend(checkpoint.ledgers.clone());
         for (ledger, entries) in &checkpoint.entries {
             self.entries.entry(*ledger).or_default().extend(entries.iter().copied());
@@ -94,11 +104,29 @@ impl Model {
         }
     }
 
+    /// Returns what is to be known of the segments.
+    fn infos(&self) -> BTreeMap<SegmentNumber, SegmentInfo> {
+        let info = |(number, bytes): (&SegmentNumber, &u32)| {
+            let entries = self.entries.values().flat_map(BTreeMap::values);
+            let live = entries.filter(|place| place.segment == *number);
+            let states = self.ledgers.values().filter(|it| it.state_segments.contains(number));
+            let info = SegmentInfo {
+                bytes: *bytes,
+                live_bytes: live.map(|place| place.stored_bytes()).sum(),
+                states: u32::try_from(states.count()).unwrap(),
+                verified_at_ms: self.verified.get(number).copied(),
+            };
+            (*number, info)
+        };
+        self.segments.iter().map(info).collect()
+    }
+
     /// Asks an index for everything, and for entries that it does not have.
     fn assert_answers(&self, index: &Index) -> Result<(), IndexError> {
-        let segments = self.segments.iter().map(|(it, info)| (*it, info.bytes)).collect();
+        let segments = self.segments.clone();
         assert_eq!(index.known()?, self.mark.map(|mark| Known { mark, segments }));
-        assert_eq!(index.segments()?, self.segments);
+        assert_eq!(index.segments()?, self.infos());
+        assert_eq!(index.is_damaged()?, self.damaged);
         let all: Vec<_> = self.ledgers.clone().into_iter().collect();
         let mut found = Vec::new();
         loop {
@@ -160,15 +188,16 @@ fn any_checkpoint() -> impl Strategy<Value = Checkpoint> {
     let id = || (0..8_u64).prop_map(ledger);
     let entries = prop::collection::btree_map(id(), any_entries(), 0..4);
     let ledgers = prop::collection::btree_map(id(), (0..60_u32).prop_map(stored_ledger), 0..4);
-    let segments = prop::collection::btree_map(1..20_u32, any::<(u32, Option<u64>)>(), 0..6);
-    (0..1000_u32, segments, ledgers, entries, prop::collection::btree_set(id(), 0..2)).prop_map(
-        |(batch, segments, ledgers, entries, emptied)| {
-            let info = |(number, (bytes, verified_at_ms))| {
-                let live_bytes = bytes / 3;
-                (SegmentNumber(number), SegmentInfo { bytes, live_bytes, verified_at_ms })
-            };
-            let segments = segments.into_iter().map(info).collect();
-            Checkpoint { mark: mark(batch), segments, ledgers, entries, emptied }
+    let verified = prop::collection::btree_map((1..20_u32).prop_map(SegmentNumber), 0..9_u64, 0..4);
+    let emptied = prop::collection::btree_set(id(), 0..2);
+    (0..1000_u32, verified, any::<bool>(), ledgers, entries, emptied).prop_map(
+        |(batch, verified, damaged, ledgers, entries, emptied)| Checkpoint {
+            verified,
+            damaged,
+            ledgers,
+            entries,
+            emptied,
+            ..checkpoint(batch)
         },
     )
 }
@@ -189,8 +218,9 @@ proptest! {
                 let refused = index.commit(&checkpoint).unwrap_err();
                 prop_assert!(matches!(refused, IndexError::Refused(_)), "{refused}");
             } else {
-                index.commit(&checkpoint).unwrap();
+                let infos = index.commit(&checkpoint).unwrap();
                 model.commit(&checkpoint);
+                prop_assert_eq!(infos, model.infos());
             }
             if reopens {
                 drop(index);

@@ -104,6 +104,11 @@ impl Reader {
         self.recent.push(mark, bytes);
     }
 
+    /// Closes the file of a segment that was dropped.
+    pub fn forget(&self, number: SegmentNumber) {
+        self.files.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    }
+
     /// Returns a segment; it is kept open.
     pub(super) fn segment(&self, number: SegmentNumber) -> Result<Arc<Segment>, ReadError> {
         self.files.segment(number)

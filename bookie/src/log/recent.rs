@@ -35,6 +35,9 @@ struct Batch {
 impl Recent {
     /// Adds the batch that ends at a mark, and lets the oldest go for it.
     pub(super) fn push(&self, mark: Mark, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
         let mut recent = self.batches();
         let offset = mark.offset - record::length(&bytes);
         recent.bytes += memory_bytes(&bytes);

@@ -34,13 +34,19 @@ pub struct Known {
 }
 
 /// What a replay shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Shown<'a> {
     /// A record: its place, its kind and its payload.
     Record(Place, u8, &'a [u8]),
-    /// The end of a segment that is not the last: all that was shown until now is durable, and
-    /// without damage.
-    End(Mark),
+    /// The end of a segment that is not the last: all that was shown until now is durable.
+    End {
+        /// The moment.
+        mark: Mark,
+        /// All segments that are not known to be dropped, with their ends.
+        segments: &'a BTreeMap<SegmentNumber, u32>,
+        /// Some of what there was until now is lost.
+        damaged: bool,
+    },
 }
 
 /// Is shown what is in the log. An error, in words, ends the replay.
@@ -148,6 +154,11 @@ pub fn open(
         }
     }
     replay.expect(known, newest.as_ref(), last);
+    if replay.segments.keys().any(|number| !present.contains(number)) {
+        let newest = newest.as_ref().map_or(last, |(number, _)| *number);
+        let since = known.map_or(newest, |known| known.mark.segment);
+        replay.find_dropped(&*disk, settings.log, present.range(since..))?;
+    }
     let next = replay.segments.last_key_value().map_or(last, |(highest, _)| *highest).next();
     let mut growing = None;
     for &number in present.range(since..) {
@@ -167,9 +178,8 @@ pub fn open(
         if number == last {
             end.settle(&*disk, &segment)?;
             growing = Some(segment);
-        } else if replay.replayed.damages.is_empty() && replay.is_whole_before(number, &present) {
-            let ended = (replay.visit)(Shown::End(replay.mark));
-            ended.map_err(|why| LogError::refused(number, why))?;
+        } else {
+            replay.show_end(number, &present)?;
         }
     }
     replay.note_missing(&present);
@@ -227,9 +237,45 @@ impl Replay<'_, '_> {
         }
     }
 
-    /// Whether no segment is missing before this one.
-    fn is_whole_before(&self, number: SegmentNumber, present: &BTreeSet<SegmentNumber>) -> bool {
-        self.segments.range(..number).all(|(earlier, _)| present.contains(earlier))
+    /// Finds out which segments were dropped since, before it is told which are missing.
+    fn find_dropped<'s>(
+        &mut self,
+        disk: &dyn Disk,
+        log: Uuid,
+        segments: impl Iterator<Item = &'s SegmentNumber>,
+    ) -> Result<(), LogError> {
+        for number in segments {
+            let Some(segment) = Segment::open(disk, log, *number)? else { continue };
+            let mut scan = Scan::new(&segment, None)?;
+            let mut offset = segment.start;
+            while offset < scan.len {
+                offset = match scan.record_at(offset)? {
+                    Some(record) => {
+                        if record.header.kind == KIND_DROPPED
+                            && let Some(dropped) = SegmentNumber::decode(record.payload)
+                        {
+                            self.segments.remove(&dropped);
+                        }
+                        record.end
+                    }
+                    None => scan.next_record(offset)?.unwrap_or(scan.len),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the end of a segment.
+    fn show_end(
+        &mut self,
+        number: SegmentNumber,
+        present: &BTreeSet<SegmentNumber>,
+    ) -> Result<(), LogError> {
+        let is_whole = self.segments.range(..number).all(|(earlier, _)| present.contains(earlier));
+        let damaged = !self.replayed.damages.is_empty() || !is_whole;
+        let (mark, segments) = (self.mark, &self.segments);
+        let shown = (self.visit)(Shown::End { mark, segments, damaged });
+        shown.map_err(|why| LogError::refused(number, why))
     }
 
     fn note_missing(&mut self, present: &BTreeSet<SegmentNumber>) {

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::{BookieService, Served, bad, refuse, send};
 use crate::store::{Add, Batch, OUTCOMES_MAX, Outcome};
+use crate::stores::Home;
 
 /// The most entries that are handed to the store at once, and the most outcomes that are answered
 /// at once.
@@ -29,9 +30,13 @@ impl BookieService {
             Ok(parsed) => parsed,
             Err(refusal) => return refuse(&mut sender, refusal).await,
         };
+        let home = match self.stores.home(ledger).await {
+            Ok(home) => home,
+            Err(refusal) => return refuse(&mut sender, refusal).await,
+        };
         let (outcomes, happened) = mpsc::channel(OUTCOMES_MAX);
         let taken = tokio::select! {
-            taken = self.take_adds(ledger, &adder, &mut receiver, outcomes) => taken,
+            taken = take_adds(&home, (ledger, &adder), &mut receiver, outcomes) => taken,
             answered = acknowledge(happened, &mut sender) => answered?,
         };
         match taken {
@@ -42,34 +47,33 @@ impl BookieService {
             Err(refusal) => refuse(&mut sender, refusal).await,
         }
     }
+}
 
-    /// Hands the adds of a stream to the store, as many at a time as have arrived.
-    async fn take_adds(
-        &self,
-        ledger: LedgerId,
-        adder: &Arc<Adder>,
-        receiver: &mut FrameReceiver,
-        outcomes: mpsc::Sender<Outcome>,
-    ) -> Result<(), Refusal> {
-        let lost = |error: inkfast_wire::Error| bad(&error.to_string());
-        let mut adds = Incoming::new(ledger);
-        while let Some(frame) = receiver.next().await.map_err(lost)? {
-            let mut next = Some(frame);
-            while let Some(frame) = next {
-                if adds.has_to_go_before(&frame)
-                    && let Some(batch) = adds.batch()
-                {
-                    self.store.add(ledger, adder, batch, &outcomes).await?;
-                }
-                adds.take(frame)?;
-                next = receiver.next_buffered().map_err(lost)?;
+/// Hands the adds of a stream to the store, as many at a time as have arrived.
+async fn take_adds(
+    home: &Home,
+    (ledger, adder): (LedgerId, &Arc<Adder>),
+    receiver: &mut FrameReceiver,
+    outcomes: mpsc::Sender<Outcome>,
+) -> Result<(), Refusal> {
+    let lost = |error: inkfast_wire::Error| bad(&error.to_string());
+    let mut adds = Incoming::new(ledger);
+    while let Some(frame) = receiver.next().await.map_err(lost)? {
+        let mut next = Some(frame);
+        while let Some(frame) = next {
+            if adds.has_to_go_before(&frame)
+                && let Some(batch) = adds.batch()
+            {
+                home.add(ledger, adder, batch, &outcomes).await?;
             }
-            if let Some(batch) = adds.batch() {
-                self.store.add(ledger, adder, batch, &outcomes).await?;
-            }
+            adds.take(frame)?;
+            next = receiver.next_buffered().map_err(lost)?;
         }
-        Ok(())
+        if let Some(batch) = adds.batch() {
+            home.add(ledger, adder, batch, &outcomes).await?;
+        }
     }
+    Ok(())
 }
 
 /// The adds that come in on one stream.

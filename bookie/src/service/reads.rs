@@ -8,7 +8,8 @@ use prost::Message;
 use tokio::sync::{SemaphorePermit, mpsc};
 
 use super::{BookieService, Served, UNSENT_BYTES_MAX, bad, refuse, send};
-use crate::store::Wanted;
+use crate::store::{Store, Wanted};
+use crate::stores::Home;
 
 /// The bytes of entries that one read takes from the disk before it sends them.
 pub(super) const READ_BYTES_MAX: usize = 1 << 20;
@@ -58,16 +59,20 @@ impl BookieService {
         ahead: mpsc::Sender<Unsent<'a>>,
     ) -> Result<Result<(), Refusal>, inkfast_wire::Error> {
         let mut request = Some(first);
+        // The next read is most likely of the same ledger.
+        let mut last = None;
         while let Some(frame) = request {
-            let (ledger, wanted) = match self.locate(&frame).await {
+            let (home, ledger, wanted) = match self.locate(&frame).await {
                 Ok(located) => located,
                 Err(refusal) => return Ok(Err(refusal)),
             };
+            let home = last.insert(home);
             let mut wanted = wanted.into_iter().peekable();
             while wanted.peek().is_some() {
                 // The other end goes only with an error, which ends this too.
                 let Ok(place) = ahead.reserve().await else { return Ok(Ok(())) };
-                let (entries, room) = self.read_run(ledger, next_run(&mut wanted)).await;
+                let run = next_run(&mut wanted);
+                let (entries, room) = self.read_run(home.store(), ledger, run).await;
                 place.send(Unsent { frames: answers(entries), room });
             }
             request = receiver.next().await?;
@@ -75,24 +80,23 @@ impl BookieService {
         Ok(Ok(()))
     }
 
-    async fn locate(&self, request: &Frame) -> Result<(LedgerId, Vec<Wanted>), Refusal> {
+    async fn locate(&self, request: &Frame) -> Result<(Home, LedgerId, Vec<Wanted>), Refusal> {
         if request.kind != kind::READ {
             return Err(bad("only reads go on a stream of reads"));
         }
         let request: Read = request.decode().map_err(|error| bad(&error.to_string()))?;
         let ledger = request.parse()?;
-        if request.fence {
-            self.store.fence(ledger).await?;
-        }
+        let home = self.home(ledger, request.fence).await?;
         let ids: Vec<_> = request.entries.into_iter().map(EntryId::new).collect();
-        let places = self.store.locate(ledger, ids.clone()).await?;
-        Ok((ledger, ids.into_iter().zip(places).collect()))
+        let places = home.store().locate(ledger, ids.clone()).await?;
+        Ok((home, ledger, ids.into_iter().zip(places).collect()))
     }
 
     /// Reads what was located, as soon as there is room for it, and says of each entry what came
     /// of it. The room is to be held until that is sent. The caller limits how much it asks for.
     pub(super) async fn read_run(
         &self,
+        store: &Store,
         ledger: LedgerId,
         run: Vec<Wanted>,
     ) -> (Vec<Result<Bytes, Refusal>>, Option<SemaphorePermit<'_>>) {
@@ -100,7 +104,7 @@ impl BookieService {
         let bytes = u32::try_from(bytes.min(UNSENT_BYTES_MAX)).unwrap_or(u32::MAX);
         // Nobody closes the semaphore, so there will be room.
         let room = self.room.acquire_many(bytes).await.ok();
-        (self.store.read(ledger, run).await, room)
+        (store.read(ledger, run).await, room)
     }
 }
 

@@ -5,10 +5,12 @@ use inkfast_protocol::messages::{Missing, Tail, decode_number, encode_number, ki
 use inkfast_protocol::{EntryId, LedgerId, Refusal};
 use inkfast_wire::{Frame, FrameSender, Frames, Stream};
 use prost::Message;
+use tokio::sync::watch;
 
 use super::reads::{READ_BYTES_MAX, Unsent};
 use super::{BookieService, Served, bad, refuse};
-use crate::store::Tip;
+use crate::store::{Store, Tip};
+use crate::stores::Home;
 
 /// The most entries that are looked for at once.
 const RUN_ENTRIES_MAX: u64 = 256;
@@ -40,13 +42,13 @@ impl BookieService {
             Ok(lane) => lane,
             Err(refusal) => return refuse(&mut sender, refusal).await,
         };
-        let mut tip = match self.store.follow(lane.ledger).await {
-            Ok(tip) => tip,
+        let (home, mut tip) = match self.follow(lane.ledger).await {
+            Ok(followed) => followed,
             Err(refusal) => return refuse(&mut sender, refusal).await,
         };
         while !lane.has_ended() {
             let now = *tip.borrow_and_update();
-            if let Err(refusal) = self.push(&mut lane, now, &mut sender).await? {
+            if let Err(refusal) = self.push(home.store(), &mut lane, now, &mut sender).await? {
                 return refuse(&mut sender, refusal).await;
             }
             if lane.has_ended() {
@@ -69,9 +71,16 @@ impl BookieService {
         Ok(())
     }
 
+    async fn follow(&self, ledger: LedgerId) -> Result<(Home, watch::Receiver<Tip>), Refusal> {
+        let home = self.stores.home(ledger).await?;
+        let tip = home.store().follow(ledger).await?;
+        Ok((home, tip))
+    }
+
     /// Pushes all that may be pushed now: while a run is sent, the next is read.
     async fn push(
         &self,
+        store: &Store,
         lane: &mut Lane,
         tip: Tip,
         sender: &mut FrameSender,
@@ -79,7 +88,7 @@ impl BookieService {
         let mut frames = Frames::default();
         lane.tell(tip, &mut frames);
         let due = lane.due(tip);
-        let mut next = self.push_run(lane, due, frames).await;
+        let mut next = self.push_run(store, lane, due, frames).await;
         loop {
             let unsent = match next {
                 Ok(unsent) => unsent,
@@ -90,7 +99,7 @@ impl BookieService {
                 unsent.send(sender).await?;
                 return Ok(Ok(()));
             }
-            let reading = async { Ok(self.push_run(lane, due, Frames::default()).await) };
+            let reading = async { Ok(self.push_run(store, lane, due, Frames::default()).await) };
             (next, ()) = tokio::try_join!(reading, unsent.send(sender))?;
         }
     }
@@ -98,6 +107,7 @@ impl BookieService {
     /// Puts as many of the entries that are due into frames as the credit allows, and one read.
     async fn push_run(
         &self,
+        store: &Store,
         lane: &mut Lane,
         due: Vec<EntryId>,
         mut frames: Frames,
@@ -105,7 +115,7 @@ impl BookieService {
         if due.is_empty() {
             return Ok(Unsent { frames, room: None });
         }
-        let places = self.store.locate(lane.ledger, due.clone()).await?;
+        let places = store.locate(lane.ledger, due.clone()).await?;
         let limit = lane.run_bytes();
         let mut bytes = 0;
         let wanted = due.iter().copied().zip(places).take_while(|(_, place)| {
@@ -113,7 +123,7 @@ impl BookieService {
             bytes += place.as_ref().map_or(0, |place| u64::from(place.payload_bytes));
             has_room
         });
-        let (entries, room) = self.read_run(lane.ledger, wanted.collect()).await;
+        let (entries, room) = self.read_run(store, lane.ledger, wanted.collect()).await;
         for (id, entry) in due.into_iter().zip(entries) {
             if lane.credit() == 0 {
                 break;

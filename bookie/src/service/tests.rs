@@ -13,10 +13,12 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::*;
+use crate::directories::Directory;
 use crate::disk::{Disk, MemoryDisk};
 use crate::executor::Executor;
 use crate::log;
 use crate::store::{Add, Batch, OUTCOMES_MAX};
+use crate::stores::Opened;
 
 const LEDGER: u64 = 7;
 /// How large the entries of these tests are.
@@ -24,20 +26,23 @@ const BYTES: usize = ENTRY_HEADER_BYTES + PAYLOAD_BYTES_MAX;
 /// What a stream takes that its client does not read.
 const WINDOW_BYTES: usize = 8 << 20;
 
-/// A store with so many of the largest entries.
-async fn store(entries: u64) -> Store {
-    let (disk, log) = (Arc::new(MemoryDisk::new()), Uuid::from_u128(9));
+/// Stores with so many of the largest entries.
+async fn stores(entries: u64) -> Stores {
+    let (disk, log): (Arc<dyn Disk>, _) = (Arc::new(MemoryDisk::new()), Uuid::from_u128(9));
     log::create(&*disk, log).unwrap();
-    let (store, _, _) = Store::open(disk as Arc<dyn Disk>, log, Executor::Inline).await.unwrap();
+    let sound = vec![(Directory { path: "d".into(), disk }, log)];
+    let Opened { stores, .. } =
+        Stores::open(sound, Vec::new(), None, Executor::Inline).await.unwrap();
     let ledger = LedgerId::new(LEDGER).unwrap();
+    let home = stores.home(ledger).await.unwrap();
     let (outcomes, mut happened) = mpsc::channel(OUTCOMES_MAX);
     for id in 0..entries {
         let add = Some(Add { run: entry(id).into(), sequence: 0, tenure: Tenure(0) });
         let batch = Batch { add, confirmed: None };
-        store.add(ledger, &Arc::new(Adder::Recovery), batch, &outcomes).await.unwrap();
+        home.store().add(ledger, &Arc::new(Adder::Recovery), batch, &outcomes).await.unwrap();
         happened.recv().await.unwrap().result.unwrap();
     }
-    store
+    stores
 }
 
 fn entry(id: u64) -> Entry {
@@ -53,14 +58,17 @@ fn entry(id: u64) -> Entry {
 
 #[tokio::test]
 async fn what_is_read_and_not_sent_is_bounded_for_each_connection() {
-    let bookie = BookieService::new(store(20).await);
+    let bookie = BookieService::new(stores(20).await);
     let [slow, other] = [bookie.for_connection(), bookie.for_connection()];
     let (ledger, ids) = (LedgerId::new(LEDGER).unwrap(), (0..20).map(EntryId::new));
-    let places = bookie.store.locate(ledger, ids.clone().collect()).await.unwrap();
+    let home = bookie.stores.find(ledger).await.unwrap();
+    let store = home.store();
+    let places = store.locate(ledger, ids.clone().collect()).await.unwrap();
     let (mut unsent, mut bytes) = (Vec::new(), 0);
     let mut rest = ids.zip(places).map(|wanted| vec![wanted]);
     let mut waiting = loop {
-        let mut read = Box::pin(slow.read_run(ledger, rest.next().expect("not all is read")));
+        let run = rest.next().expect("not all is read");
+        let mut read = Box::pin(slow.read_run(store, ledger, run));
         // All of it happens on this task, so that it waits for nothing but room.
         match timeout(Duration::ZERO, &mut read).await {
             Ok((entries, room)) => {
@@ -71,7 +79,7 @@ async fn what_is_read_and_not_sent_is_bounded_for_each_connection() {
         }
     };
     assert!(bytes <= UNSENT_BYTES_MAX && bytes > UNSENT_BYTES_MAX / 2, "{bytes}");
-    let read = other.read_run(ledger, rest.next().unwrap());
+    let read = other.read_run(store, ledger, rest.next().unwrap());
     assert!(timeout(Duration::ZERO, read).await.is_ok(), "another connection has room of its own");
     unsent.pop();
     assert!(timeout(Duration::ZERO, &mut waiting).await.is_ok());
@@ -149,7 +157,7 @@ async fn fill(stream: &mut Stream) {
 
 #[tokio::test]
 async fn reads_are_answered_in_order() {
-    let pair = Pair::new(BookieService::new(store(3).await)).await;
+    let pair = Pair::new(BookieService::new(stores(3).await)).await;
     let Stream { mut sender, mut receiver } = pair.connection.open().await.unwrap();
     for entries in [vec![2, 9, 0], vec![1], vec![8, 1]] {
         sender.send(&read(entries)).await.unwrap();
@@ -169,7 +177,7 @@ async fn reads_are_answered_in_order() {
 #[tokio::test]
 async fn one_run_is_read_while_another_is_sent() {
     for first in [read((0..10).collect()), tail()] {
-        let bookie = BookieService::new(store(10).await);
+        let bookie = BookieService::new(stores(10).await);
         let (_pair, mut client, mut server) = Pair::streams(&first).await;
         fill(&mut server).await;
         let serving = bookie.clone();
@@ -203,7 +211,7 @@ async fn one_run_is_read_while_another_is_sent() {
 async fn a_client_that_does_not_read_is_given_up() {
     let adds = Frame::message(kind::OPEN_ADDS, &OpenAdds { ledger: LEDGER, ..OpenAdds::default() });
     for first in [adds, read(vec![0]), tail()] {
-        let bookie = BookieService::new(store(1).await);
+        let bookie = BookieService::new(stores(1).await);
         let (_pair, mut client, mut server) = Pair::streams(&first).await;
         fill(&mut server).await;
         if first.kind == kind::OPEN_ADDS {

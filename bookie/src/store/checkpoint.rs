@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::io;
-use std::sync::Arc;
+use std::mem;
 
 use inkfast_protocol::{EntryId, LedgerId};
 use tokio::task::JoinHandle;
 
-use super::places::Places;
+use super::ledgers::Change;
 use crate::executor::Executor;
 use crate::index::{Checkpoint, Index, IndexError, SegmentInfo, StoredLedger};
 use crate::log::{Mark, Place, SegmentNumber};
@@ -22,76 +22,95 @@ pub(super) const CHECKPOINT_ENTRIES: usize = if cfg!(test) { 40 } else { 500_000
 pub(super) const RECENT_ENTRIES_MAX: usize = 4 * CHECKPOINT_ENTRIES;
 
 /// What is to go to the index of each ledger that changed.
-pub(super) type Changes = BTreeMap<LedgerId, (StoredLedger, Arc<Places>)>;
+pub(super) type Changes = BTreeMap<LedgerId, Change>;
 
-/// The segments of a log, up to the last batch that is durable.
-pub(super) struct Segments {
-    infos: BTreeMap<SegmentNumber, SegmentInfo>,
+/// The log as far as it is durable.
+pub(super) struct Durable {
+    /// All segments, and where each ends.
+    segments: BTreeMap<SegmentNumber, u32>,
     mark: Mark,
+    /// Some of the log is lost.
+    pub(super) damaged: bool,
 }
 
-impl Segments {
-    pub(super) const fn new(infos: BTreeMap<SegmentNumber, SegmentInfo>, mark: Mark) -> Self {
-        Self { infos, mark }
+impl Durable {
+    /// Begins with what the index knows.
+    pub(super) const fn new(
+        segments: BTreeMap<SegmentNumber, u32>,
+        mark: Mark,
+        damaged: bool,
+    ) -> Self {
+        Self { segments, mark, damaged }
     }
 
     /// Has these segments, with their ends, and no others.
-    pub(super) fn set(&mut self, there: &BTreeMap<SegmentNumber, u32>) {
-        self.infos.retain(|number, _| there.contains_key(number));
-        for (number, end) in there {
-            self.grow(*number, *end);
-        }
-    }
-
-    /// Notes how far a segment goes, and returns how much that is more than before.
-    fn grow(&mut self, number: SegmentNumber, end: u32) -> u32 {
-        let nothing = SegmentInfo { bytes: 0, live_bytes: 0, verified_at_ms: None };
-        let info = self.infos.entry(number).or_insert(nothing);
-        let more = end.saturating_sub(info.bytes);
-        info.bytes += more;
-        info.live_bytes += more;
-        more
+    pub(super) fn set(&mut self, segments: BTreeMap<SegmentNumber, u32>) {
+        self.segments = segments;
     }
 
     /// Notes the moment after a batch, and returns how many bytes it has.
     pub(super) fn on_durable(&mut self, mark: Mark) -> u64 {
         self.mark = self.mark.max(mark);
-        self.grow(mark.segment, mark.offset).into()
+        let end = self.segments.entry(mark.segment).or_default();
+        let more = mark.offset.saturating_sub(*end);
+        *end += more;
+        more.into()
     }
 
-    /// Makes a checkpoint of all changes up to the last batch that is durable.
+    /// Makes a checkpoint of all changes up to the last batch.
     pub(super) fn checkpoint(&self, changes: Changes) -> Checkpoint {
-        let mut ledgers = BTreeMap::new();
-        let mut entries = BTreeMap::new();
-        for (id, (stored, places)) in changes {
-            ledgers.insert(id, stored);
-            if places.len() > 0 {
-                entries.insert(id, places.as_slice().to_vec());
+        let (mut ledgers, mut entries) = (BTreeMap::new(), BTreeMap::new());
+        let mut emptied = BTreeSet::new();
+        for (id, change) in changes {
+            ledgers.insert(id, change.stored);
+            if change.entries.len() > 0 {
+                entries.insert(id, change.entries.as_slice().to_vec());
+            }
+            if change.emptied {
+                emptied.insert(id);
             }
         }
-        let (mark, segments) = (self.mark, self.infos.clone());
-        Checkpoint { mark, segments, ledgers, entries, emptied: BTreeSet::new() }
+        let (mark, segments, damaged) = (self.mark, self.segments.clone(), self.damaged);
+        Checkpoint { mark, segments, verified: BTreeMap::new(), damaged, ledgers, entries, emptied }
     }
+}
+
+/// What is known of each segment after a checkpoint, and the segment up to which it reached.
+pub(super) struct Indexed {
+    pub(super) segments: BTreeMap<SegmentNumber, SegmentInfo>,
+    pub(super) growing: SegmentNumber,
 }
 
 /// Brings the index forward, one checkpoint at a time.
 pub(super) struct Indexing {
     index: Index,
-    segments: Segments,
+    durable: Durable,
     executor: Executor,
     /// The bytes of the log since the last checkpoint began.
     bytes: u64,
-    running: Option<JoinHandle<Result<(), IndexError>>>,
+    running: Option<JoinHandle<Result<Indexed, IndexError>>>,
+    /// What was verified since the last checkpoint began.
+    verified: BTreeMap<SegmentNumber, u64>,
 }
 
 impl Indexing {
-    pub(super) const fn new(index: Index, segments: Segments, executor: Executor) -> Self {
-        Self { index, segments, executor, bytes: 0, running: None }
+    pub(super) const fn new(index: Index, durable: Durable, executor: Executor) -> Self {
+        Self { index, durable, executor, bytes: 0, running: None, verified: BTreeMap::new() }
     }
 
     /// Notes the moment after a batch that is durable.
     pub(super) fn on_durable(&mut self, mark: Mark) {
-        self.bytes += self.segments.on_durable(mark);
+        self.bytes += self.durable.on_durable(mark);
+    }
+
+    /// Notes that a segment was dropped.
+    pub(super) fn on_dropped(&mut self, number: SegmentNumber) {
+        self.durable.segments.remove(&number);
+    }
+
+    /// Notes when a segment was read and found whole, in milliseconds since 1970.
+    pub(super) fn on_verified(&mut self, number: SegmentNumber, at_ms: u64) {
+        self.verified.insert(number, at_ms);
     }
 
     /// Whether it is time for a checkpoint, with so many entries that are not in the index.
@@ -108,14 +127,18 @@ impl Indexing {
     pub(super) fn begin(&mut self, changes: Changes) {
         self.bytes = 0;
         let (index, executor) = (self.index.clone(), self.executor);
-        let checkpoint = self.segments.checkpoint(changes);
-        let commit = move || index.commit(&checkpoint);
+        let mut checkpoint = self.durable.checkpoint(changes);
+        checkpoint.verified = mem::take(&mut self.verified);
+        let commit = move || {
+            let segments = index.commit(&checkpoint)?;
+            Ok(Indexed { segments, growing: checkpoint.mark.segment })
+        };
         self.running = Some(tokio::spawn(executor.run(commit)));
     }
 
     /// Waits for the end of the checkpoint that is running; for ever if there is none. Safe to
     /// cancel.
-    pub(super) async fn ended(&mut self) -> Result<(), IndexError> {
+    pub(super) async fn ended(&mut self) -> Result<Indexed, IndexError> {
         let Some(running) = &mut self.running else { return pending().await };
         let ended = running.await;
         self.running = None;

@@ -8,34 +8,41 @@ use inkfast_protocol::gate::{Action, Adder, Answer, Gate, Record, Stored, Ticket
 use inkfast_protocol::{Entry, EntryId, LedgerId, Refusal, Run, Tenure};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
-use super::checkpoint::{Indexing, RECENT_ENTRIES_MAX};
+use super::checkpoint::{Indexed, Indexing, RECENT_ENTRIES_MAX};
 use super::ledgers::{Known, Ledger, Ledgers};
 use super::reading::said;
 use super::tips::Tips;
+use super::upkeep::{self, Upkeep};
 use super::{Add, Batch, Command, Located, Outcome, State, unsure};
 use crate::index::IndexError;
 use crate::log::{self, Append, Appender, Completions, Durable, Failed, Place, Reader};
 use crate::record;
 
-/// What comes back with a record when it is on disk.
-type Token = (LedgerId, Record);
+/// What comes back with records when they are on disk.
+pub(super) enum Token {
+    /// A gate wanted it.
+    Gate(LedgerId, Record),
+    /// It keeps the store in order.
+    Upkeep(upkeep::Token),
+}
 
 pub(super) struct Owner {
-    ledgers: Ledgers,
-    indexing: Indexing,
-    log: Appender<Token>,
-    reader: Reader,
+    pub(super) ledgers: Ledgers,
+    pub(super) indexing: Indexing,
+    pub(super) log: Appender<Token>,
+    pub(super) reader: Reader,
+    pub(super) upkeep: Upkeep,
     /// Who waits for the answers of the gates.
     replies: BTreeMap<Ticket, Reply>,
     next_ticket: Ticket,
     tips: Tips,
-    standing: Standing,
+    pub(super) standing: Standing,
     /// Tells whether writers are refused.
     read_only: watch::Sender<bool>,
 }
 
 /// Whether the log can be trusted to hold all that it ever held, and to take more.
-enum Standing {
+pub(super) enum Standing {
     Sound,
     /// Some of it is lost, and with it perhaps a fence: no writer is let in, and nothing that is
     /// not found is called absent. Recovery may write.
@@ -44,7 +51,7 @@ enum Standing {
     Failed(String),
 }
 
-enum Reply {
+pub(super) enum Reply {
     Add {
         entries: (EntryId, EntryId),
         sequences: Range<u64>,
@@ -53,6 +60,7 @@ enum Reply {
         room: Arc<OwnedSemaphorePermit>,
     },
     Fence(oneshot::Sender<Result<Option<EntryId>, Refusal>>),
+    Delete(oneshot::Sender<Result<(), Refusal>>),
 }
 
 impl Owner {
@@ -70,6 +78,7 @@ impl Owner {
             indexing,
             log,
             reader,
+            upkeep: Upkeep::default(),
             replies: BTreeMap::new(),
             next_ticket: 0,
             tips: Tips::default(),
@@ -85,11 +94,11 @@ impl Owner {
     ) {
         // What the log had at the start may be much.
         self.checkpoint_if_due();
+        let mut log_has_failed = false;
         loop {
             let writing = !matches!(self.standing, Standing::Failed(_));
-            // There is room again when a checkpoint has ended; a sound store has one then.
-            let is_sound = matches!(self.standing, Standing::Sound);
-            let has_room = self.ledgers.recent() < RECENT_ENTRIES_MAX || !is_sound;
+            // There is room again when a checkpoint has ended; a store that writes has one then.
+            let has_room = self.ledgers.recent() < RECENT_ENTRIES_MAX || !writing;
             let log = &self.log;
             let next_command = async {
                 if writing {
@@ -99,9 +108,12 @@ impl Owner {
                 commands.recv().await
             };
             tokio::select! {
-                durable = completions.next(), if writing => match durable {
+                durable = completions.next(), if !log_has_failed => match durable {
                     Ok(batch) => self.on_durable(batch),
-                    Err(failed) => self.on_log_failed(&failed),
+                    Err(failed) => {
+                        log_has_failed = true;
+                        self.on_log_failed(&failed);
+                    }
                 },
                 ended = self.indexing.ended() => self.on_indexed(ended),
                 command = next_command, if has_room => match command {
@@ -127,7 +139,7 @@ impl Owner {
             let ended = self.indexing.ended().await;
             self.on_indexed(ended);
         }
-        if matches!(self.standing, Standing::Sound) {
+        if !matches!(self.standing, Standing::Failed(_)) {
             self.indexing.begin(self.ledgers.freeze());
             let ended = self.indexing.ended().await;
             self.on_indexed(ended);
@@ -164,27 +176,34 @@ impl Owner {
                 self.feed(ledger, reply, |gate, ticket| gate.on_fence(ticket));
             }
             Command::State { ledger, state } => {
-                let known = self.ledgers.get(ledger).map(|Ledger { gate, .. }| State {
-                    last_add_confirmed: gate.last_add_confirmed(),
-                    fenced: gate.is_fenced(),
+                let known = self.ledgers.get(ledger).map(|ledger| State {
+                    last_add_confirmed: ledger.gate.last_add_confirmed(),
+                    fenced: ledger.gate.is_fenced(),
+                    deleted: ledger.stored().deleted,
                 });
                 // Whoever asked may be gone.
                 let _ = state.send(known);
             }
+            Command::Knows { ledger, known } => {
+                let _ = known.send(self.ledgers.get(ledger).is_some_and(Ledger::is_known));
+            }
             Command::Locate { ledger, entries, located } => {
                 let known = self.ledgers.get(ledger);
                 let places = entries.into_iter().map(|entry| known?.find(entry)).collect();
-                let _ = located.send(Located { places, missing: self.missing() });
+                let deleted = known.is_some_and(|known| known.stored().deleted);
+                let missing = if deleted { Refusal::Deleted } else { self.missing() };
+                let _ = located.send(Located { places, missing });
             }
             Command::Follow { ledger, tip } => {
                 let loaded = self.load(ledger).await;
                 let _ = tip.send(loaded.map(|()| self.tips.follow(ledger, &self.ledgers)));
             }
+            Command::Upkeep(upkeep) => self.on_upkeep(upkeep).await,
         }
     }
 
     /// Gets a ledger into memory, if it is not there.
-    async fn load(&mut self, id: LedgerId) -> Result<(), Refusal> {
+    pub(super) async fn load(&mut self, id: LedgerId) -> Result<(), Refusal> {
         if self.ledgers.get(id).is_none() {
             let stored = self.indexing.ledger(id).await.map_err(unsure)?;
             self.ledgers.insert(id, Known::new(stored));
@@ -269,7 +288,12 @@ impl Owner {
     }
 
     /// Puts a question to the gate of a ledger that is in memory, and does what it wants.
-    fn feed(&mut self, ledger: LedgerId, reply: Reply, question: impl FnOnce(&mut Gate, Ticket)) {
+    pub(super) fn feed(
+        &mut self,
+        ledger: LedgerId,
+        reply: Reply,
+        question: impl FnOnce(&mut Gate, Ticket),
+    ) {
         let ticket = self.ticket(reply);
         if let Some(ledger) = self.ledgers.get_mut(ledger) {
             question(&mut ledger.gate, ticket);
@@ -291,30 +315,37 @@ impl Owner {
         // Before anybody hears of it: who follows the ledger finds it there.
         self.reader.keep(mark, bytes);
         let mut moved = BTreeSet::new();
-        for Durable { token: (id, record), places } in appends {
-            if !self.tips.is_empty() {
-                moved.insert(id);
+        for Durable { token, places } in appends {
+            match token {
+                Token::Gate(id, record) => {
+                    if !self.tips.is_empty() {
+                        moved.insert(id);
+                    }
+                    self.ledgers.on_durable(id, &record, &places);
+                    self.act(id);
+                }
+                Token::Upkeep(token) => self.on_kept_up(token, &places),
             }
-            self.ledgers.on_durable(id, &record, &places);
-            self.act(id);
         }
         moved.into_iter().for_each(|id| self.tips.tell(id, &self.ledgers));
         self.indexing.on_durable(mark);
         self.checkpoint_if_due();
     }
 
-    fn checkpoint_if_due(&mut self) {
-        let is_sound = matches!(self.standing, Standing::Sound);
-        if is_sound && self.indexing.is_due(self.ledgers.recent()) {
+    pub(super) fn checkpoint_if_due(&mut self) {
+        let can = !matches!(self.standing, Standing::Failed(_)) && !self.indexing.is_running();
+        if can && (self.indexing.is_due(self.ledgers.recent()) || self.upkeep.wants_checkpoint()) {
+            self.upkeep.on_checkpoint();
             self.indexing.begin(self.ledgers.freeze());
         }
     }
 
     /// Without its index the bookie would fill its memory, so it takes no more writes.
-    fn on_indexed(&mut self, ended: Result<(), IndexError>) {
+    fn on_indexed(&mut self, ended: Result<Indexed, IndexError>) {
         match ended {
-            Ok(()) => {
+            Ok(indexed) => {
                 self.ledgers.forget();
+                self.on_checkpointed(&indexed);
                 self.checkpoint_if_due();
             }
             Err(error) => self.fail(&error.to_string()),
@@ -329,6 +360,7 @@ impl Owner {
             }
             self.act(id);
         }
+        self.upkeep.on_failed();
         self.standing = Standing::Failed(why.to_owned());
         self.read_only.send_replace(true);
     }
@@ -343,11 +375,11 @@ impl Owner {
 
     /// Does what a ledger's gate wants.
     fn act(&mut self, id: LedgerId) {
-        while let Some(action) = self.ledgers.get_mut(id).and_then(|it| it.gate.next_action()) {
+        while let Some(action) = self.ledgers.get_mut(id).and_then(Ledger::next_action) {
             match action {
                 Action::Write(record) => {
                     let (kind, payloads) = record::encode(id, &record);
-                    self.log.push(Append { kind, payloads, token: (id, record) });
+                    self.log.push(Append { kind, payloads, token: Token::Gate(id, record) });
                 }
                 Action::Answer(ticket, answer) => {
                     if let Some(reply) = self.replies.remove(&ticket) {
@@ -378,10 +410,7 @@ impl Reply {
     fn send(self, answer: Answer) {
         match self {
             Self::Add { entries, sequences, tenure, outcomes, room } => {
-                let result = match answer {
-                    Answer::Added | Answer::Fenced { .. } => Ok(()),
-                    Answer::Refused(refusal) => Err(refusal),
-                };
+                let result = answer.done();
                 // It has room for all that can be under way; or the stream is gone.
                 let outcome = Outcome { entries, sequences, tenure, result, _room: room };
                 let _ = outcomes.try_send(outcome);
@@ -390,8 +419,11 @@ impl Reply {
                 let _ = fenced.send(match answer {
                     Answer::Fenced { last_add_confirmed } => Ok(last_add_confirmed),
                     Answer::Refused(refusal) => Err(refusal),
-                    Answer::Added => Err(Refusal::Unknown("no fence was asked for".to_owned())),
+                    _ => Err(Refusal::Unknown("no fence was asked for".to_owned())),
                 });
+            }
+            Self::Delete(deleted) => {
+                let _ = deleted.send(answer.done());
             }
         }
     }

@@ -1,41 +1,53 @@
 //! Where the entries of a ledger are.
 
+use std::collections::BTreeMap;
+use std::mem;
+
 use inkfast_protocol::EntryId;
 
 use crate::log::Place;
 
-/// Places in the order of their entries: mostly, a new one is the last.
+/// Places by entry: mostly, a new one is the last.
 #[derive(Default)]
-pub(super) struct Places(Vec<(EntryId, Place)>);
+pub(super) struct Places {
+    ascending: Vec<(EntryId, Place)>,
+    /// Those that came behind a higher one.
+    others: BTreeMap<EntryId, Place>,
+}
 
 impl Places {
     pub(super) fn get(&self, entry: EntryId) -> Option<Place> {
-        self.0.binary_search_by_key(&entry, |(id, _)| *id).ok().map(|index| self.0[index].1)
+        let found = self.ascending.binary_search_by_key(&entry, |(id, _)| *id);
+        found.map_or_else(|_| self.others.get(&entry).copied(), |at| Some(self.ascending[at].1))
     }
 
     /// Notes where an entry is, in place of what was noted before.
     pub(super) fn insert(&mut self, entry: EntryId, place: Place) {
-        if self.last() < Some(entry) {
-            return self.0.push((entry, place));
+        if self.ascending.last().is_none_or(|(last, _)| *last < entry) {
+            return self.ascending.push((entry, place));
         }
-        match self.0.binary_search_by_key(&entry, |(id, _)| *id) {
-            Ok(index) => self.0[index].1 = place,
-            Err(index) => self.0.insert(index, (entry, place)),
+        match self.ascending.binary_search_by_key(&entry, |(id, _)| *id) {
+            Ok(at) => self.ascending[at].1 = place,
+            Err(_) => drop(self.others.insert(entry, place)),
         }
+    }
+
+    /// Brings them into one order, so that [`as_slice`](Self::as_slice) has all of them.
+    pub(super) fn sort(&mut self) {
+        if !self.others.is_empty() {
+            self.ascending.extend(mem::take(&mut self.others));
+            self.ascending.sort_unstable_by_key(|(entry, _)| *entry);
+        }
+    }
+
+    /// Returns all of them, once they were sorted.
+    pub(super) fn as_slice(&self) -> &[(EntryId, Place)] {
+        debug_assert!(self.others.is_empty(), "these were not sorted");
+        &self.ascending
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Returns all of them.
-    pub(super) fn as_slice(&self) -> &[(EntryId, Place)] {
-        &self.0
-    }
-
-    /// Returns the highest entry.
-    pub(super) fn last(&self) -> Option<EntryId> {
-        self.0.last().map(|(entry, _)| *entry)
+        self.ascending.len() + self.others.len()
     }
 }
 
@@ -60,7 +72,9 @@ mod tests {
             for entry in (0..=256).map(EntryId::new) {
                 prop_assert_eq!(places.get(entry), map.get(&entry).copied());
             }
-            prop_assert_eq!(places.last(), map.last_key_value().map(|(entry, _)| *entry));
+            prop_assert_eq!(places.len(), map.len());
+            places.sort();
+            prop_assert_eq!(places.as_slice(), map.into_iter().collect::<Vec<_>>());
         }
     }
 }

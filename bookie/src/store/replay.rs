@@ -9,11 +9,11 @@ use inkfast_protocol::LedgerId;
 use uuid::Uuid;
 
 use super::StoreError;
-use super::checkpoint::{CHECKPOINT_ENTRIES, Segments};
-use super::ledgers::{Known, Ledgers};
+use super::checkpoint::{CHECKPOINT_ENTRIES, Durable};
+use super::ledgers::{self, Ledgers};
 use crate::disk::Disk;
 use crate::index::{Index, IndexError};
-use crate::log::{self, Mark, Place, Replayed, SEGMENT_BYTES_MAX, Settings, Shown, Tail};
+use crate::log::{self, Known, Mark, Place, Replayed, SEGMENT_BYTES_MAX, Settings, Shown, Tail};
 use crate::record;
 
 /// The memory that the index takes for its pages.
@@ -26,7 +26,7 @@ const SEGMENT_BYTES: u32 = if cfg!(test) { 64 << 10 } else { SEGMENT_BYTES_MAX }
 pub(super) struct Opened {
     pub(super) index: Index,
     pub(super) ledgers: Ledgers,
-    pub(super) segments: Segments,
+    pub(super) durable: Durable,
     pub(super) tail: Tail,
     pub(super) replayed: Replayed,
 }
@@ -47,34 +47,42 @@ pub(super) fn open(disk: Arc<dyn Disk>, log: Uuid) -> Result<Opened, StoreError>
 fn open_with(disk: Arc<dyn Disk>, log: Uuid) -> Result<Opened, StoreError> {
     let index = Index::open(&*disk, log, INDEX_CACHE_BYTES)?;
     let known = index.known()?;
-    let mark = known.as_ref().map_or(Mark::BEGINNING, |known| known.mark);
-    let segments = Segments::new(index.segments()?, mark);
-    let mut replay = Replay { index, segments, ledgers: BTreeMap::new(), entries: 0, failed: None };
+    let (mark, segments) = match known.clone() {
+        Some(Known { mark, segments }) => (mark, segments),
+        None => (Mark::BEGINNING, BTreeMap::new()),
+    };
+    let durable = Durable::new(segments, mark, index.is_damaged()?);
+    let mut replay = Replay { index, durable, ledgers: BTreeMap::new(), entries: 0, failed: None };
     let settings = Settings { log, segment_bytes_max: SEGMENT_BYTES };
     let mut visit = |shown: Shown<'_>| match shown {
         Shown::Record(place, kind, payload) => replay.record(place, kind, payload),
-        Shown::End(mark) => replay.end(mark),
+        Shown::End { mark, segments, damaged } => {
+            replay.durable.set(segments.clone());
+            replay.durable.damaged |= damaged;
+            replay.end(mark)
+        }
     };
     let opened = log::open(disk, settings, known.as_ref(), &mut visit);
     if let Some(error) = replay.failed {
         return Err(error.into());
     }
     let (tail, replayed) = opened?;
-    let Replay { index, mut segments, ledgers: known, .. } = replay;
-    segments.on_durable(tail.mark());
-    segments.set(tail.segments());
+    let Replay { index, mut durable, ledgers: known, .. } = replay;
+    durable.on_durable(tail.mark());
+    durable.set(tail.segments().clone());
+    durable.damaged |= !replayed.damages.is_empty();
     let mut ledgers = Ledgers::default();
     for (id, known) in known {
         ledgers.insert(id, known);
     }
-    Ok(Opened { index, ledgers, segments, tail, replayed })
+    Ok(Opened { index, ledgers, durable, tail, replayed })
 }
 
 struct Replay {
     index: Index,
-    segments: Segments,
+    durable: Durable,
     /// What the index does not have.
-    ledgers: BTreeMap<LedgerId, Known>,
+    ledgers: BTreeMap<LedgerId, ledgers::Known>,
     /// How many entries are in that.
     entries: usize,
     /// Why the replay was ended.
@@ -87,7 +95,7 @@ impl Replay {
         let known = match self.ledgers.entry(id) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => match self.index.ledger(id) {
-                Ok(stored) => unknown.insert(Known::new(stored)),
+                Ok(stored) => unknown.insert(ledgers::Known::new(stored)),
                 Err(error) => return Err(self.fail(error)),
             },
         };
@@ -98,16 +106,15 @@ impl Replay {
 
     /// Brings to the index what has come together, so that a long log does not fill the memory.
     fn end(&mut self, mark: Mark) -> Result<(), String> {
-        self.segments.on_durable(mark);
+        self.durable.on_durable(mark);
         if self.entries < CHECKPOINT_ENTRIES {
             return Ok(());
         }
         self.entries = 0;
         let changes = mem::take(&mut self.ledgers).into_iter();
         let changes = changes.filter_map(|(id, mut known)| Some((id, known.take_changes()?)));
-        let changes = changes.map(|(id, (stored, places))| (id, (stored, Arc::new(places))));
-        let checkpoint = self.segments.checkpoint(changes.collect());
-        self.index.commit(&checkpoint).map_err(|error| self.fail(error))
+        let checkpoint = self.durable.checkpoint(changes.collect());
+        self.index.commit(&checkpoint).map(drop).map_err(|error| self.fail(error))
     }
 
     fn fail(&mut self, error: IndexError) -> String {

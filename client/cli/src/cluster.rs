@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use futures::future::{BoxFuture, FutureExt, join_all, pending, select_all, try_join_all};
 use inkfast::Client;
-use inkfast_bookie::Bookie;
+use inkfast_bookie::{Bookie, MinFree};
 use inkfast_metastore_server::MetastoreServer;
 use inkfast_wire::{Authority, Identity, IdentityError, Net, Role};
 use tempfile::TempDir;
@@ -25,6 +25,8 @@ pub const BOOKIES_MAX: usize = 64;
 /// How many metastores a cluster has unless one says otherwise.
 pub const METASTORES_DEFAULT: usize = 1;
 
+/// Something can be tried out on a disk that is rather full, too.
+const MIN_FREE: MinFree = MinFree::Bytes(256 << 20);
 /// The cluster's name in its certificates.
 const NAME: &str = "inkfast";
 
@@ -224,7 +226,8 @@ async fn start_bookies(
     let identity = Identity::load(dir, Role::Bookie, None)?;
     let starting = listen.into_iter().enumerate().map(async |(index, listen)| {
         let mut config = inkfast_bookie::Config {
-            dir: dir.join(format!("bookie-{}", index + 1)),
+            dirs: vec![dir.join(format!("bookie-{}", index + 1))],
+            min_free: Some(MIN_FREE),
             listen,
             advertise: Vec::new(),
             metastore: metastore.clone(),

@@ -18,7 +18,9 @@ pub type Ticket = u64;
 /// read, when the fence is answered.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Gate {
-    fence: FenceMark,
+    fence: Mark,
+    /// The ledger was deleted.
+    tombstone: Mark,
     writer: Option<WriterId>,
     last_add_confirmed: Option<EntryId>,
     /// In the order of the log.
@@ -29,8 +31,8 @@ pub struct Gate {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum FenceMark {
-    Open,
+enum Mark {
+    Unset,
     Writing { waiting: Vec<Ticket> },
     Durable,
 }
@@ -85,6 +87,8 @@ pub enum Record {
     Entries(Run),
     /// The fence.
     Fence,
+    /// The mark that the ledger was deleted, and whatever is here of it with it.
+    Tombstone,
 }
 
 /// What the gate wants to be done.
@@ -106,8 +110,20 @@ pub enum Answer {
         /// The highest last add confirmed that the bookie knows.
         last_add_confirmed: Option<EntryId>,
     },
+    /// The tombstone is on disk.
+    Deleted,
     /// It is not done.
     Refused(Refusal),
+}
+
+impl Answer {
+    /// Says whether it is done, whatever was asked.
+    pub fn done(self) -> Result<(), Refusal> {
+        match self {
+            Self::Added | Self::Fenced { .. } | Self::Deleted => Ok(()),
+            Self::Refused(refusal) => Err(refusal),
+        }
+    }
 }
 
 impl Gate {
@@ -118,7 +134,8 @@ impl Gate {
         last_add_confirmed: Option<EntryId>,
     ) -> Self {
         Self {
-            fence: if fenced { FenceMark::Durable } else { FenceMark::Open },
+            fence: if fenced { Mark::Durable } else { Mark::Unset },
+            tombstone: Mark::Unset,
             writer,
             last_add_confirmed,
             in_flight: VecDeque::new(),
@@ -127,13 +144,21 @@ impl Gate {
         }
     }
 
+    /// Makes the gate of a ledger whose tombstone is on disk.
+    pub fn deleted() -> Self {
+        Self { tombstone: Mark::Durable, ..Self::new(false, None, None) }
+    }
+
     /// Takes an add of one or more entries. `stored` is what is on disk at their ids now: where
     /// there is anything, the add is of one entry.
     ///
     /// It is answered once all of them are on disk, or refused at once as a whole.
     pub fn on_add(&mut self, ticket: Ticket, adder: &Adder, run: Run, stored: Stored) {
+        if self.tombstone != Mark::Unset {
+            return self.refuse(ticket, Refusal::Deleted);
+        }
         if let Adder::Writer { id, .. } = adder {
-            if self.fence != FenceMark::Open {
+            if self.fence != Mark::Unset {
                 return self.refuse(ticket, Refusal::Fenced);
             }
             if self.writer.is_some_and(|first| first != *id) {
@@ -158,13 +183,29 @@ impl Gate {
 
     /// Takes a fence. It is answered once it is on disk; adds of the writer are refused from now.
     pub fn on_fence(&mut self, ticket: Ticket) {
+        if self.tombstone != Mark::Unset {
+            return self.refuse(ticket, Refusal::Deleted);
+        }
         match &mut self.fence {
-            FenceMark::Open => {
-                self.fence = FenceMark::Writing { waiting: vec![ticket] };
+            Mark::Unset => {
+                self.fence = Mark::Writing { waiting: vec![ticket] };
                 self.actions.push_back(Action::Write(Record::Fence));
             }
-            FenceMark::Writing { waiting } => waiting.push(ticket),
-            FenceMark::Durable => self.answer_fenced(ticket),
+            Mark::Writing { waiting } => waiting.push(ticket),
+            Mark::Durable => self.answer_fenced(ticket),
+        }
+    }
+
+    /// Takes the proof that the ledger was deleted. It is answered once the tombstone is on disk;
+    /// adds and fences are refused from now, and those let in before are answered before.
+    pub fn on_delete(&mut self, ticket: Ticket) {
+        match &mut self.tombstone {
+            Mark::Unset => {
+                self.tombstone = Mark::Writing { waiting: vec![ticket] };
+                self.actions.push_back(Action::Write(Record::Tombstone));
+            }
+            Mark::Writing { waiting } => waiting.push(ticket),
+            Mark::Durable => self.actions.push_back(Action::Answer(ticket, Answer::Deleted)),
         }
     }
 
@@ -175,7 +216,7 @@ impl Gate {
     pub fn on_confirmed(&mut self, adder: &Adder, confirmed: EntryId) {
         if let Adder::Writer { id, .. } = adder
             && self.writer == Some(*id)
-            && self.fence == FenceMark::Open
+            && self.fence == Mark::Unset
             && confirmed <= EntryId::MAX
         {
             self.last_add_confirmed = self.last_add_confirmed.max(Some(confirmed));
@@ -198,10 +239,16 @@ impl Gate {
                 }
             }
             Record::Fence => {
-                if let FenceMark::Writing { waiting } =
-                    mem::replace(&mut self.fence, FenceMark::Durable)
-                {
+                if let Mark::Writing { waiting } = mem::replace(&mut self.fence, Mark::Durable) {
                     waiting.into_iter().for_each(|ticket| self.answer_fenced(ticket));
+                }
+            }
+            Record::Tombstone => {
+                if let Mark::Writing { waiting } = mem::replace(&mut self.tombstone, Mark::Durable)
+                {
+                    let answers = waiting.into_iter();
+                    let answers = answers.map(|ticket| Action::Answer(ticket, Answer::Deleted));
+                    self.actions.extend(answers);
                 }
             }
         }
@@ -214,10 +261,12 @@ impl Gate {
         let mut waiting: Vec<_> =
             adds.flat_map(|add| [add.ticket].into_iter().chain(add.others)).collect();
         self.in_flight_max = None;
-        if let FenceMark::Writing { waiting: fences } = &mut self.fence {
-            waiting.append(fences);
-            // The next fence must ask the log again, and be refused, not wait for this one.
-            self.fence = FenceMark::Open;
+        for mark in [&mut self.fence, &mut self.tombstone] {
+            if let Mark::Writing { waiting: marks } = mark {
+                waiting.append(marks);
+                // The next must ask the log again, and be refused, not wait for this one.
+                *mark = Mark::Unset;
+            }
         }
         waiting
             .into_iter()
@@ -237,13 +286,14 @@ impl Gate {
 
     /// Says whether nothing is under way, so that a gate made from what is on disk is the same.
     pub fn is_idle(&self) -> bool {
-        let is_fencing = matches!(self.fence, FenceMark::Writing { .. });
-        self.in_flight.is_empty() && self.actions.is_empty() && !is_fencing
+        let is_writing = |mark: &Mark| matches!(mark, Mark::Writing { .. });
+        let marks = is_writing(&self.fence) || is_writing(&self.tombstone);
+        self.in_flight.is_empty() && self.actions.is_empty() && !marks
     }
 
     /// Says whether the fence is on disk.
     pub fn is_fenced(&self) -> bool {
-        self.fence == FenceMark::Durable
+        self.fence == Mark::Durable
     }
 
     /// Takes from an add what is in flight already. None is left if it is settled: refused, or

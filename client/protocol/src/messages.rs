@@ -330,6 +330,9 @@ pub enum Refusal {
     /// The request makes no sense to this bookie.
     #[error("bad request: {0}")]
     BadRequest(String),
+    /// The ledger was deleted.
+    #[error("the ledger was deleted")]
+    Deleted,
 }
 
 impl Refusal {
@@ -344,6 +347,7 @@ impl Refusal {
             Self::Conflict => (6, ""),
             Self::ReadOnly(why) => (7, why.as_str()),
             Self::BadRequest(why) => (8, why.as_str()),
+            Self::Deleted => (9, ""),
         };
         Refused { code, why: why.to_owned() }
     }
@@ -359,6 +363,7 @@ impl Refusal {
             6 => Self::Conflict,
             7 => Self::ReadOnly(message.why),
             8 => Self::BadRequest(message.why),
+            9 => Self::Deleted,
             _ => Self::Unknown(message.why),
         }
     }
@@ -393,6 +398,7 @@ mod tests {
             Refusal::Conflict,
             Refusal::ReadOnly(why()),
             Refusal::BadRequest(why()),
+            Refusal::Deleted,
         ];
         for refusal in all {
             assert_eq!(Refusal::from_message(refusal.to_message()), refusal);
@@ -401,7 +407,7 @@ mod tests {
 
     #[test]
     fn an_unknown_refusal_is_never_absence() {
-        for code in (0..300).filter(|code| !(1..=8).contains(code)) {
+        for code in (0..300).filter(|code| !(1..=9).contains(code)) {
             let refusal = Refusal::from_message(Refused { code, why: String::new() });
             assert_eq!(refusal, Refusal::Unknown(String::new()));
         }

@@ -1,11 +1,13 @@
-//! Following what changes in the catalog: the bookies that run, and one ledger's metadata.
+//! Following what changes in the catalog: the bookies that run, one ledger's metadata, and which
+//! ledgers were deleted.
 
 use inkfast_metastore::{Change, Scan, Version, Watch};
 use inkfast_protocol::{BookieId, LedgerId};
 use prost::Message;
 
 use super::{
-    Catalog, REGISTRATIONS, Registration, Versioned, bookie_in, damaged, decode, ledger_key,
+    Catalog, DELETED, REGISTRATIONS, Registration, Versioned, bookie_in, damaged, decode,
+    deleted_key, id_in, ledger_key,
 };
 use crate::Error;
 
@@ -17,6 +19,9 @@ pub struct Ledger {
     id: LedgerId,
     changes: Watch,
 }
+
+/// The ledgers that were deleted since those before were read.
+pub struct Deletions(Watch);
 
 impl Catalog {
     /// Returns all bookies that run, and what changes from then on.
@@ -39,6 +44,23 @@ impl Catalog {
         }
     }
 
+    /// Returns a page of deleted ledgers behind `after`, in the order of their ids, and the revision
+    /// from which on others may be missing. An empty page is the end.
+    pub async fn deleted(
+        &self,
+        after: Option<LedgerId>,
+    ) -> Result<(Vec<LedgerId>, Version), Error> {
+        let scan = Scan { after: after.map(deleted_key), ..Scan::new(DELETED) };
+        let page = self.store.scan(scan).await?;
+        let ids = page.entries.iter().map(|found| id_in(&found.key));
+        Ok((ids.collect::<Result<_, _>>()?, page.revision))
+    }
+
+    /// Tells which ledgers are deleted after others were read.
+    pub async fn follow_deletions(&self, read_at: Version) -> Result<Deletions, Error> {
+        Ok(Deletions(self.store.watch(DELETED, read_at).await?))
+    }
+
     /// Tells what changes in a ledger's metadata after it was read.
     pub async fn follow_ledger(&self, id: LedgerId, read_at: Version) -> Result<Ledger, Error> {
         let changes = self.store.watch(&ledger_key(id), read_at).await?;
@@ -57,6 +79,15 @@ impl Registrations {
             Ok((bookie_in(&key)?, registration.map_err(|error| damaged(&key, &error))?))
         };
         changes.map(bookie).collect()
+    }
+}
+
+impl Deletions {
+    /// Waits until ledgers are deleted, and returns them. May be called again after an error that
+    /// says that the metastore is away; after any other they have to be read anew.
+    pub async fn next(&mut self) -> Result<Vec<LedgerId>, Error> {
+        let changes = self.0.next().await?.into_iter();
+        changes.filter(|change| change.now.is_some()).map(|change| id_in(&change.key)).collect()
     }
 }
 

@@ -104,3 +104,31 @@ fn what_is_no_page_is_neither_read_nor_written() {
     backend.write(0, &[0; BLOCK_BYTES]).unwrap_err();
     backend.read(PAGE + 8, &mut [0; BLOCK_BYTES]).unwrap_err();
 }
+
+#[test]
+fn a_segment_is_dead_when_nothing_in_it_is_needed() {
+    let index = open(&MemoryDisk::new()).unwrap();
+    let dead = |checkpoint: Checkpoint| {
+        let infos = index.commit(&checkpoint).unwrap();
+        let dead = infos.into_iter().filter(|(number, info)| number.0 <= 3 && info.is_dead());
+        dead.map(|(number, _)| number.0).collect::<Vec<_>>()
+    };
+    let state = |segment| StoredLedger {
+        state_segments: [SegmentNumber(segment)].into(),
+        ..StoredLedger::default()
+    };
+    let [one, two] = [1, 2].map(ledger);
+    let entries = [(one, places(0..300, 1, 9)), (two, places(0..300, 9, 9))].into();
+    assert_eq!(dead(Checkpoint { entries, ..checkpoint(20) }), [3]);
+    let ledgers = [(one, state(3)), (two, state(1))].into();
+    assert_eq!(dead(Checkpoint { ledgers, ..checkpoint(20) }), []);
+    // Most of the second segment's entries are moved to the third, and then all.
+    let entries = [(two, places(1..300, 16, 9))].into();
+    assert_eq!(dead(Checkpoint { entries, ..checkpoint(21) }), []);
+    let entries = [(two, places(0..1, 16, 9))].into();
+    assert_eq!(dead(Checkpoint { entries, ..checkpoint(22) }), [2]);
+    let emptied = [one].into();
+    assert_eq!(dead(Checkpoint { emptied, ..checkpoint(23) }), [2]);
+    let ledgers = [(two, state(3))].into();
+    assert_eq!(dead(Checkpoint { ledgers, ..checkpoint(24) }), [1, 2]);
+}

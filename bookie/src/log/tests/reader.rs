@@ -11,7 +11,7 @@ fn write(tail: &mut Tail, batches: &[Vec<usize>], keeper: Option<&Reader>) -> Re
     for (number, sizes) in batches.iter().enumerate() {
         let byte = u8::try_from(number % 256).unwrap();
         let appends = sizes.iter().map(|size| append(&vec![byte; *size], vec![byte; *size]));
-        let batch = tail.commit(appends.collect()).unwrap();
+        let batch = written(tail.commit(appends.collect())).unwrap();
         if let Some(reader) = keeper {
             reader.keep(batch.mark, batch.bytes);
         }

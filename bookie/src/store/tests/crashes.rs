@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use fastrand::Rng;
 
 use super::*;
+use crate::store::compaction;
 
+/// How many ledgers there are at a time.
 const LEDGERS: u64 = 6;
 
 /// What is known of a ledger from what was asked and answered.
@@ -21,12 +23,17 @@ struct Expected {
     has_writer: bool,
     fenced: bool,
     fence_asked: bool,
+    deleted: bool,
+    delete_asked: bool,
 }
 
 #[derive(Default)]
 struct Model {
     ledgers: BTreeMap<u64, Expected>,
+    /// The lowest ledger that may be written; those of before were deleted.
+    first: u64,
     acknowledged: usize,
+    compacted: usize,
 }
 
 fn bytes_of(ledger: u64, id: u64) -> Entry {
@@ -36,8 +43,21 @@ fn bytes_of(ledger: u64, id: u64) -> Entry {
 impl Model {
     /// Does one thing; says whether the store still works.
     async fn step(&mut self, world: &World, random: &mut Rng) -> bool {
-        let id = random.u64(1..=LEDGERS);
+        match random.u8(..60) {
+            0 => return self.delete(world).await,
+            1 => return world.store.checkpoint().await.is_ok(),
+            2..5 => {
+                let step = compaction::step(&world.store, &mut BTreeSet::new()).await;
+                self.compacted += usize::from(step == Ok(true));
+                return step.is_ok();
+            }
+            _ => {}
+        }
+        let id = self.first + random.u64(1..=LEDGERS);
         let expected = self.ledgers.entry(id).or_default();
+        if expected.delete_asked {
+            return true;
+        }
         if random.u8(..20) == 0 {
             expected.fence_asked = true;
             let fenced = world.store.fence(ledger(id)).await;
@@ -75,10 +95,36 @@ impl Model {
         true
     }
 
+    /// Deletes the first ledger; another comes in its place.
+    async fn delete(&mut self, world: &World) -> bool {
+        self.first += 1;
+        let Some(expected) = self.ledgers.get_mut(&self.first) else { return true };
+        expected.delete_asked = true;
+        let deleted = world.store.delete(ledger(self.first)).await;
+        expected.deleted |= deleted.is_ok();
+        deleted.is_ok()
+    }
+
     /// Compares what is on disk with what has to be there.
     async fn check(&mut self, world: &World, at: &str) {
         for (&id, expected) in &mut self.ledgers {
-            let state = world.store.state(ledger(id)).await.unwrap();
+            let state = match world.store.state(ledger(id)).await {
+                Ok(state) => state,
+                Err(refusal) => {
+                    assert_eq!(refusal, Refusal::Deleted, "{at}: {id}");
+                    assert!(expected.delete_asked, "{at}: nobody deleted {id}");
+                    expected.deleted = true;
+                    let last = expected.sent.last().copied().unwrap_or_default();
+                    for entry in [0, last, last + 1] {
+                        let read = world.read(id, entry).await;
+                        assert_eq!(read, Err(Refusal::Deleted), "{at}: {id}/{entry}");
+                    }
+                    let late = world.add(&recovery(), &bytes_of(id, last + 1)).await;
+                    assert_eq!(late, Err(Refusal::Deleted), "{at}: {id}");
+                    continue;
+                }
+            };
+            assert!(!expected.deleted, "{at}: that {id} was deleted is forgotten");
             assert!(state.fenced || !expected.fenced, "{at}: the fence of {id} is forgotten");
             assert!(!state.fenced || expected.fence_asked, "{at}: nobody fenced {id}");
             let end = expected.sent.last().map_or(0, |last| last + 1);
@@ -100,11 +146,11 @@ impl Model {
                 }
             }
             if !state.fenced && expected.has_writer {
-                let other = world.add(&writer(99), &bytes_of(id, end + 50)).await;
+                let other = world.add(&writer(9999), &bytes_of(id, end + 50)).await;
                 assert_eq!(other, Err(Refusal::OtherWriter), "{at}: the writer of {id}");
             }
         }
-        let unknown = world.read(LEDGERS + 1, 0).await;
+        let unknown = world.read(9999, 0).await;
         assert_eq!(unknown, Err(Refusal::Absent), "{at}: of a ledger never heard of");
     }
 }
@@ -112,6 +158,7 @@ impl Model {
 #[tokio::test]
 async fn a_power_loss_at_any_step_keeps_what_was_acknowledged() {
     let (mut lives, mut acknowledged, mut indexed, mut rebuilt) = (0, 0, 0, 0);
+    let mut compacted = 0;
     for seed in seeds(60) {
         let mut random = Rng::with_seed(seed);
         let disk = Arc::new(MemoryDisk::new());
@@ -142,9 +189,14 @@ async fn a_power_loss_at_any_step_keeps_what_was_acknowledged() {
             model.check(&world, &at).await;
         }
         acknowledged += model.acknowledged;
+        compacted += model.compacted;
         indexed += usize::from(world.store.index.known().unwrap().is_some());
     }
-    eprintln!("{lives} lives, {acknowledged} adds, {indexed} indexes, {rebuilt} made anew");
+    eprintln!(
+        "{lives} lives, {acknowledged} adds, {compacted} segments compacted, {indexed} indexes, \
+         {rebuilt} made anew"
+    );
+    assert!(compacted > 20, "{compacted} compacted");
     assert!(acknowledged > 1000 && indexed > 0, "{acknowledged} adds, {indexed} indexes");
 }
 

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use inkfast_bookie::Bookie;
+use inkfast_bookie::{Bookie, MinFree};
 use inkfast_metastore::limits::check_address;
 use inkfast_metastore_server::MetastoreServer;
 use inkfast_wire::{Net, Role};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::refuse;
@@ -166,9 +167,11 @@ async fn metastore(settings: MetastoreSettings) -> Result<(), Failure> {
 #[derive(clap::Args, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct BookieSettings {
-    /// Where it keeps its entries; made if it is missing
-    #[arg(long)]
-    dir: Option<PathBuf>,
+    /// Where it keeps its entries; made if it is missing. Give it once for each disk: a ledger is
+    /// on one of them, and without one the others are still served
+    #[arg(long, value_name = "DIR")]
+    #[serde(deserialize_with = "one_or_more")]
+    dir: Vec<PathBuf>,
     /// Where it listens, host:port
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
@@ -187,6 +190,11 @@ pub(crate) struct BookieSettings {
     /// The rack that it is in
     #[arg(long, value_name = "NAME")]
     rack: Option<String>,
+    /// The free space of a disk below which it refuses writers, until there is 1.4 times as much;
+    /// below a quarter of it, also recoveries [default: 5 % of the disk, at most 16 GiB]
+    #[arg(long, value_name = "BYTES|N%")]
+    #[serde(deserialize_with = "number_or_words")]
+    min_free: Option<MinFree>,
 }
 
 impl BookieSettings {
@@ -195,13 +203,17 @@ impl BookieSettings {
         let file: Self = read(path)?;
         let or = |flag: Vec<String>, file| if flag.is_empty() { file } else { flag };
         Ok(Self {
-            dir: self.dir.or_else(|| file.dir.map(|dir| beside(path, dir))),
+            dir: match self.dir.is_empty() {
+                true => file.dir.into_iter().map(|dir| beside(path, dir)).collect(),
+                false => self.dir,
+            },
             listen: self.listen.or(file.listen),
             advertise: or(self.advertise, file.advertise),
             metastore: or(self.metastore, file.metastore),
             certs: self.certs.or_else(|| file.certs.map(|certs| beside(path, certs))),
             identity: self.identity.or(file.identity),
             rack: self.rack.or(file.rack),
+            min_free: self.min_free.or(file.min_free),
         })
     }
 }
@@ -210,7 +222,8 @@ async fn bookie(settings: BookieSettings) -> Result<(), Failure> {
     let certs = needed(settings.certs, "certs")?;
     let metastore = (!settings.metastore.is_empty()).then_some(settings.metastore);
     let config = inkfast_bookie::Config {
-        dir: needed(settings.dir, "dir")?,
+        min_free: settings.min_free,
+        dirs: needed((!settings.dir.is_empty()).then_some(settings.dir), "dir")?,
         listen: needed(settings.listen, "listen")?,
         advertise: settings.advertise,
         metastore: needed(metastore, "metastore")?,
@@ -230,6 +243,34 @@ async fn bookie(settings: BookieSettings) -> Result<(), Failure> {
     }
     bookie.stop().await;
     Ok(())
+}
+
+/// Reads a path, or a list of them.
+fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "`dir` is a path, or a list of paths")]
+    enum Paths {
+        One(PathBuf),
+        More(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(from)? {
+        Paths::One(path) => vec![path],
+        Paths::More(paths) => paths,
+    })
+}
+
+/// Reads a number of bytes, or words as the flag takes them.
+fn number_or_words<'de, D: Deserializer<'de>>(from: D) -> Result<Option<MinFree>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "`min_free` is a number of bytes, or a percentage such as '5%'")]
+    enum Either {
+        Number(u64),
+        Words(String),
+    }
+    match Either::deserialize(from)? {
+        Either::Number(bytes) => Ok(Some(MinFree::Bytes(bytes))),
+        Either::Words(words) => words.parse().map(Some).map_err(D::Error::custom),
+    }
 }
 
 fn needed<T>(setting: Option<T>, name: &str) -> Result<T, Failure> {
@@ -278,9 +319,28 @@ mod tests {
             ..BookieSettings::default()
         };
         let settings = flags.over(Some(&path)).unwrap();
-        assert_eq!(settings.dir, Some(dir.path().join("data")));
+        assert_eq!(settings.dir, [dir.path().join("data")]);
         assert_eq!(settings.listen.as_deref(), Some("b:2"));
         assert_eq!(settings.metastore, ["m:3"]);
         assert_eq!(settings.rack.as_deref(), Some("r1"));
+    }
+
+    #[test]
+    fn settings_in_a_file_may_have_several_shapes() {
+        let home = tempfile::TempDir::new().unwrap();
+        let path = home.path().join("bookie.toml");
+        std::fs::write(&path, "dir = ['a', '/b']").unwrap();
+        let settings = BookieSettings::default().over(Some(&path)).unwrap();
+        assert_eq!(settings.dir, [home.path().join("a"), "/b".into()]);
+        let flags = BookieSettings { dir: vec!["c".into()], ..BookieSettings::default() };
+        assert_eq!(flags.over(Some(&path)).unwrap().dir, [PathBuf::from("c")]);
+        for (words, read) in [("7", MinFree::Bytes(7)), ("'5%'", MinFree::Percent(5))] {
+            std::fs::write(&path, format!("min_free = {words}")).unwrap();
+            let settings = BookieSettings::default().over(Some(&path)).unwrap();
+            assert_eq!(settings.min_free, Some(read));
+        }
+        std::fs::write(&path, "dir = 7").unwrap();
+        let refused = BookieSettings::default().over(Some(&path)).err().unwrap().to_string();
+        assert!(refused.contains("a path, or a list"), "{refused}");
     }
 }

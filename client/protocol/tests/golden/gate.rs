@@ -24,6 +24,7 @@ struct Disk {
     spoiled: BTreeSet<EntryId>,
     writer: Option<WriterId>,
     fenced: bool,
+    deleted: bool,
 }
 
 #[derive(Command)]
@@ -49,6 +50,8 @@ pub(crate) enum Input {
     /// Tells the highest last add confirmed that the gate knows.
     Lac,
     Fence,
+    /// The ledger was deleted.
+    Delete,
     /// The next records of the log become durable: all, or so many.
     Sync(Option<usize>),
     /// The log fails for good: nothing more becomes durable.
@@ -90,6 +93,10 @@ impl goldenscript::Runner for Bookie {
                 let ticket = self.ticket("fence".to_owned());
                 self.gate.on_fence(ticket);
             }
+            Input::Delete => {
+                let ticket = self.ticket("delete".to_owned());
+                self.gate.on_delete(ticket);
+            }
             Input::Sync(count) => {
                 let count = count.unwrap_or(self.log.len());
                 let mut out = String::new();
@@ -107,9 +114,13 @@ impl goldenscript::Runner for Bookie {
             }
             Input::Restart => {
                 self.log.clear();
-                let Disk { entries, writer, fenced, .. } = &self.disk;
+                let Disk { entries, writer, fenced, deleted, .. } = &self.disk;
                 let confirmed = entries.values().map(|e| e.header().last_add_confirmed).max();
-                self.gate = Gate::new(*fenced, *writer, confirmed.flatten());
+                self.gate = if *deleted {
+                    Gate::deleted()
+                } else {
+                    Gate::new(*fenced, *writer, confirmed.flatten())
+                };
             }
             Input::Spoil(id) => drop(self.disk.spoiled.insert(EntryId::new(*id))),
             Input::Disk => return Ok(self.disk.words()),
@@ -139,6 +150,7 @@ impl Bookie {
                         Answer::Fenced { last_add_confirmed } => {
                             format!("fenced, lac {}", entry_or_none(last_add_confirmed))
                         }
+                        Answer::Deleted => "deleted".to_owned(),
                         Answer::Refused(refusal) => format!("refused: {refusal}"),
                     };
                     out += &format!("answer to \"{asked}\": {answer}\n");
@@ -173,12 +185,16 @@ impl Disk {
                 }
             }
             Record::Fence => self.fenced = true,
+            Record::Tombstone => *self = Self { deleted: true, ..Self::default() },
         }
     }
 
     fn words(&self) -> String {
         let writer = self.writer.map_or_else(|| "no writer".to_owned(), |id| name(id).to_owned());
         let entries: Vec<_> = self.entries.keys().map(ToString::to_string).collect();
+        if self.deleted {
+            return "deleted".to_owned();
+        }
         let fenced = if self.fenced { "fenced" } else { "open" };
         format!("{writer}, {fenced}, entries [{}]", entries.join(" "))
     }
@@ -222,5 +238,6 @@ fn words(record: &Record) -> String {
             format!("entry {}", ids.join(" "))
         }
         Record::Fence => "fence".to_owned(),
+        Record::Tombstone => "tombstone".to_owned(),
     }
 }

@@ -35,6 +35,7 @@ impl FromStr for Said {
             "unknown" => Refusal::Unknown("index being rebuilt".to_owned()),
             "corrupt" => Refusal::Corrupt("bad checksum".to_owned()),
             "fenced" => Refusal::Fenced,
+            "deleted" => Refusal::Deleted,
             "other-writer" => Refusal::OtherWriter,
             "conflict" => Refusal::Conflict,
             "read-only" => Refusal::ReadOnly("disk full".to_owned()),

@@ -109,6 +109,7 @@ impl Bookie {
                 assert_eq!(other, None, "there was a first writer");
             }
             Record::Fence => self.disk.fenced = true,
+            Record::Tombstone => unreachable!("no ledger is deleted here"),
         }
         self.gate.on_durable(&record);
         self.answers()
