@@ -74,7 +74,7 @@ async fn what_is_read_takes_no_memory_but_its_own() {
 #[tokio::test]
 async fn neighbours_are_read_with_one_access() {
     let (disk, mut tail) = new_log();
-    let all = write(&mut tail, &[vec![100; 50], vec![30_000, 100, 10_000, 100]], None);
+    let all = write(&mut tail, &[vec![100; 50], vec![30_000, 100, 3_000, 100]], None);
     let reader = reader(&disk);
     // Its header is read once.
     reader.read(all[0].0).await.unwrap();
