@@ -19,6 +19,7 @@ use crate::collection;
 use crate::directories::{self, Claimed};
 use crate::executor::Executor;
 use crate::identity::BookieIdentity;
+use crate::memory::{DEFAULT_BYTES, LEAST_BYTES};
 use crate::registration::Registrar;
 use crate::service::BookieService;
 use crate::space::MinFree;
@@ -39,6 +40,9 @@ pub struct Config {
     /// Writers are refused when a directory has less room; if nothing is said, less than 5 % of its
     /// file system and less than 16 GiB.
     pub min_free: Option<MinFree>,
+    /// How many bytes of memory it may take for entries that wait, for what was written last, and
+    /// for its indexes; if nothing is said, 256 MiB, and never less than 32 MiB. The process takes some 100 MiB more.
+    pub memory_bytes: Option<u64>,
     /// Where to listen, `host:port`; port 0 lets the system choose.
     pub listen: String,
     /// The addresses under which clients reach the bookie; if there are none, where it listens.
@@ -86,8 +90,9 @@ impl Bookie {
         let metastore_store: Arc<dyn Metastore> = Arc::new(remote);
         let Claimed { bookie: identity, sound, broken } =
             identify(&config, &metastore_store).await?;
+        let memory = config.memory_bytes.unwrap_or(DEFAULT_BYTES).max(LEAST_BYTES);
         let Opened { stores, tasks, watching } =
-            Stores::open(sound, broken, config.min_free, Executor::Threads).await?;
+            Stores::open(sound, broken, (config.min_free, memory), Executor::Threads).await?;
         let server = Server {
             listen: config.listen.clone(),
             instance: identity.id.0,

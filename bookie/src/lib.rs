@@ -59,6 +59,7 @@ pub mod executor;
 mod identity;
 mod index;
 pub mod log;
+mod memory;
 mod record;
 mod registration;
 mod service;

@@ -19,6 +19,7 @@ use crate::disk::Disk;
 use crate::executor::Executor;
 use crate::index::{Index, IndexError, StoredLedger};
 use crate::log::{LogError, Place, Reader, Replayed};
+use crate::memory::Memory;
 
 use keeper::Keeper;
 
@@ -38,12 +39,10 @@ mod tests;
 mod tips;
 mod upkeep;
 
-/// The bytes of entries that may wait for the disk, or for their answers to be sent, at most.
-const ROOM_BYTES: usize = 64 << 20;
 /// The least that an entry counts for, so that the number of entries is bounded too.
 const ENTRY_ROOM_MIN: usize = 1 << 10;
 /// The most outcomes that can wait for one stream of adds.
-pub(crate) const OUTCOMES_MAX: usize = ROOM_BYTES / ENTRY_ROOM_MIN;
+pub(crate) const OUTCOMES_MAX: usize = Memory::ROOM_BYTES_MAX / ENTRY_ROOM_MIN;
 /// How many commands may wait for the owner; past it the callers wait.
 const COMMANDS_MAX: usize = 1024;
 
@@ -51,7 +50,9 @@ const COMMANDS_MAX: usize = 1024;
 #[derive(Clone)]
 pub(crate) struct Store {
     commands: mpsc::Sender<Command>,
+    /// For entries that wait for the disk, or for their answers to be sent.
     room: Arc<Semaphore>,
+    room_bytes: usize,
     reader: Reader,
     /// None while it is made anew.
     index: watch::Receiver<Option<Index>>,
@@ -157,10 +158,11 @@ impl Store {
         disk: Arc<dyn Disk>,
         log: Uuid,
         executor: Executor,
+        memory: Memory,
     ) -> Result<(Self, Replayed, JoinHandle<()>), StoreError> {
-        let reader = Reader::new(Arc::clone(&disk), log, executor);
-        let opening = Arc::clone(&disk);
-        let mut opened = executor.run(move || replay::open(opening, log)).await?;
+        let reader = Reader::new(Arc::clone(&disk), log, executor, memory.recent_bytes);
+        let (opening, index_bytes) = (Arc::clone(&disk), memory.index_bytes);
+        let mut opened = executor.run(move || replay::open(opening, log, index_bytes)).await?;
         let replayed = mem::take(&mut opened.replayed);
         let damaged = opened.durable.damaged;
         let (index_now, index) = watch::channel(Some(opened.index.clone()));
@@ -169,14 +171,17 @@ impl Store {
             disk,
             log,
             executor,
+            index_bytes,
             reader: reader.clone(),
             index: index_now,
             read_only: read_only_now,
         };
         let (commands, received) = mpsc::channel(COMMANDS_MAX);
         let task = tokio::spawn(keeper.run(opened, received));
-        let room = Arc::new(Semaphore::new(ROOM_BYTES));
-        let store = Self { commands, room, reader, index, executor, read_only, damaged };
+        let room = Arc::new(Semaphore::new(memory.room_bytes));
+        let room_bytes = memory.room_bytes;
+        let store =
+            Self { commands, room, room_bytes, reader, index, executor, read_only, damaged };
         Ok((store, replayed, task))
     }
 
@@ -193,7 +198,7 @@ impl Store {
     ) -> Result<(), Refusal> {
         let entries = batch.add.iter().flat_map(|add| add.run.entries());
         let bytes: usize = entries.map(|entry| entry.bytes().len().max(ENTRY_ROOM_MIN)).sum();
-        let bytes = u32::try_from(bytes.min(ROOM_BYTES)).unwrap_or(u32::MAX);
+        let bytes = u32::try_from(bytes.min(self.room_bytes)).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(bytes).await.map_err(|_| stopped())?;
         let (adder, outcomes) = (Arc::clone(adder), outcomes.clone());
         let command = Command::Add { ledger, adder, batch, outcomes, room: Arc::new(room) };

@@ -30,6 +30,7 @@ use crate::directories::Directory;
 use crate::disk::Space;
 use crate::executor::Executor;
 use crate::log::Replayed;
+use crate::memory::Memory;
 use crate::space::{Gauge, Level, MinFree, measure, total};
 use crate::store::{Batch, Outcome, Store};
 
@@ -108,10 +109,12 @@ impl Stores {
     pub(crate) async fn open(
         sound: Vec<(Directory, Uuid)>,
         mut broken: Vec<Error>,
-        min_free: Option<MinFree>,
+        (min_free, memory_bytes): (Option<MinFree>, u64),
         executor: Executor,
     ) -> Result<Opened, Error> {
-        let opening = sound.into_iter().map(|(dir, log)| open_one(dir, log, min_free, executor));
+        let memory = Memory::share(memory_bytes, sound.len());
+        let opening = sound.into_iter();
+        let opening = opening.map(|it| open_one(it, (min_free, memory), executor));
         let (mut members, mut tasks) = (Vec::new(), Vec::new());
         for opened in join_all(opening).await {
             match opened {
@@ -326,12 +329,11 @@ impl Homes {
 }
 
 async fn open_one(
-    dir: Directory,
-    log: Uuid,
-    min_free: Option<MinFree>,
+    (dir, log): (Directory, Uuid),
+    (min_free, memory): (Option<MinFree>, Memory),
     executor: Executor,
 ) -> Result<(Member, JoinHandle<()>), Error> {
-    let opened = Store::open(dir.disk.clone(), log, executor).await;
+    let opened = Store::open(dir.disk.clone(), log, executor, memory).await;
     let (store, replayed, task) =
         opened.map_err(|error| Error::directory(&dir.path, error.to_string()))?;
     let Replayed { cut, damages, .. } = replayed;

@@ -63,9 +63,12 @@ pub enum ReadError {
 
 impl Reader {
     /// Reads the log of this UUID on the disk.
-    pub fn new(disk: Arc<dyn Disk>, log: Uuid, executor: Executor) -> Self {
+    ///
+    /// What was written last takes so much memory.
+    pub fn new(disk: Arc<dyn Disk>, log: Uuid, executor: Executor, recent_bytes: usize) -> Self {
         let files = Arc::new(Files { disk, log, open: Mutex::default() });
-        Self { files, recent: Arc::default(), executor, turns: Arc::new(Semaphore::new(TURNS_MAX)) }
+        let recent = Arc::new(Recent::new(recent_bytes));
+        Self { files, recent, executor, turns: Arc::new(Semaphore::new(TURNS_MAX)) }
     }
 
     /// Reads the payload of a record that is durable. It waits for no turn.

@@ -10,13 +10,13 @@ use super::record::{self, HEADER_BYTES};
 use super::{Mark, Place, SegmentNumber};
 use crate::disk::BLOCK_BYTES;
 
-/// The memory that the batches take. In tests that is little, so that they also read the disk.
-pub(super) const RECENT_BYTES: usize = if cfg!(test) { 64 << 10 } else { 32 << 20 };
-
 /// The last batches that are durable, as they were written. They hold no other memory, least of
 /// all the packets in which the entries arrived.
-#[derive(Default)]
-pub(super) struct Recent(Mutex<Batches>);
+pub(super) struct Recent {
+    batches: Mutex<Batches>,
+    /// The most memory that they take.
+    bytes_max: usize,
+}
 
 #[derive(Default)]
 struct Batches {
@@ -33,6 +33,11 @@ struct Batch {
 }
 
 impl Recent {
+    /// Makes a place for batches that take so much memory.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self { batches: Mutex::default(), bytes_max }
+    }
+
     /// Adds the batch that ends at a mark, and lets the oldest go for it.
     pub(super) fn push(&self, mark: Mark, bytes: Bytes) {
         if bytes.is_empty() {
@@ -42,7 +47,7 @@ impl Recent {
         let offset = mark.offset - record::length(&bytes);
         recent.bytes += memory_bytes(&bytes);
         recent.batches.push_back(Batch { segment: mark.segment, offset, bytes });
-        while recent.bytes > RECENT_BYTES
+        while recent.bytes > self.bytes_max
             && let Some(oldest) = recent.batches.pop_front()
         {
             recent.bytes -= memory_bytes(&oldest.bytes);
@@ -57,7 +62,7 @@ impl Recent {
     }
 
     fn batches(&self) -> MutexGuard<'_, Batches> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

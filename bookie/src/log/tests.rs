@@ -147,7 +147,7 @@ async fn records_are_replayed_and_read_on_a_real_disk() {
         }
     }
     assert_eq!(expected.len(), 300);
-    let reader = Reader::new(disk, LOG, Executor::Threads);
+    let reader = Reader::new(disk, LOG, Executor::Threads, 0);
     let places = expected.iter().map(|(place, _)| *place).collect();
     for (read, (_, payload)) in reader.read_many(places).await.into_iter().zip(&expected) {
         assert_eq!(read.unwrap(), payload);
@@ -219,7 +219,7 @@ async fn a_corrupt_byte_before_the_last_batch_is_damage() {
             assert_eq!(replayed, Replayed { cut: None, damages: vec![range(1, start, next)] });
             assert_eq!(shown, [&all[..victim], &all[victim + 1..]].concat(), "at {offset}");
 
-            let reader = Reader::new(Arc::new(disk.clone()), LOG, Executor::Inline);
+            let reader = Reader::new(Arc::new(disk.clone()), LOG, Executor::Inline, 0);
             let error = reader.read(all[victim].0).await.unwrap_err();
             assert_eq!(error.to_string(), format!("{} is corrupt at offset {start}", name(1)));
             assert_eq!(reader.read(all[5].0).await.unwrap(), all[5].1);

@@ -17,6 +17,7 @@ use crate::directories::Directory;
 use crate::disk::{Disk, MemoryDisk};
 use crate::executor::Executor;
 use crate::log;
+use crate::memory::DEFAULT_BYTES;
 use crate::store::{Add, Batch, OUTCOMES_MAX};
 use crate::stores::Opened;
 
@@ -32,7 +33,7 @@ async fn stores(entries: u64) -> Stores {
     log::create(&*disk, log).unwrap();
     let sound = vec![(Directory { path: "d".into(), disk }, log)];
     let Opened { stores, .. } =
-        Stores::open(sound, Vec::new(), None, Executor::Inline).await.unwrap();
+        Stores::open(sound, Vec::new(), (None, DEFAULT_BYTES), Executor::Inline).await.unwrap();
     let ledger = LedgerId::new(LEDGER).unwrap();
     let home = stores.home(ledger).await.unwrap();
     let (outcomes, mut happened) = mpsc::channel(OUTCOMES_MAX);

@@ -22,6 +22,8 @@ pub(super) struct Keeper {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) log: Uuid,
     pub(super) executor: Executor,
+    /// The memory that the index takes.
+    pub(super) index_bytes: usize,
     pub(super) reader: Reader,
     /// Tells the index to those who read; none while it is made anew.
     pub(super) index: watch::Sender<Option<Index>>,
@@ -35,10 +37,10 @@ impl Keeper {
     pub(super) async fn run(self, mut opened: Opened, mut commands: mpsc::Receiver<Command>) {
         while let Ended::IndexDamaged = self.serve(opened, &mut commands).await {
             tracing::error!("{MAKING}");
-            let (disk, log) = (Arc::clone(&self.disk), self.log);
+            let (disk, log, bytes) = (Arc::clone(&self.disk), self.log, self.index_bytes);
             let open = move || {
                 Index::remove(&*disk).map_err(IndexError::Io)?;
-                replay::open(disk, log)
+                replay::open(disk, log, bytes)
             };
             match self.executor.run(open).await {
                 Ok(again) => opened = again,

@@ -16,9 +16,6 @@ use crate::index::{Index, IndexError};
 use crate::log::{self, Known, Mark, Place, Replayed, SEGMENT_BYTES_MAX, Settings, Shown, Tail};
 use crate::record;
 
-/// The memory that the index takes for its pages. In tests that is little, so that it reads them.
-const INDEX_CACHE_BYTES: usize = if cfg!(test) { 16 << 10 } else { 64 << 20 };
-
 /// How long a segment grows. In tests that is little, so that they also meet many.
 const SEGMENT_BYTES: u32 = if cfg!(test) { 64 << 10 } else { SEGMENT_BYTES_MAX };
 
@@ -33,19 +30,23 @@ pub(super) struct Opened {
 
 /// Opens the index and the log of a directory. An index that is damaged is made anew from the log.
 /// Blocks.
-pub(super) fn open(disk: Arc<dyn Disk>, log: Uuid) -> Result<Opened, StoreError> {
-    match open_with(disk.clone(), log) {
+pub(super) fn open(
+    disk: Arc<dyn Disk>,
+    log: Uuid,
+    index_bytes: usize,
+) -> Result<Opened, StoreError> {
+    match open_with(disk.clone(), log, index_bytes) {
         Err(StoreError::Index(IndexError::Damaged(why))) => {
             tracing::error!(why, "the index is damaged; it is made anew from the log");
             Index::remove(&*disk).map_err(IndexError::Io)?;
-            open_with(disk, log)
+            open_with(disk, log, index_bytes)
         }
         opened => opened,
     }
 }
 
-fn open_with(disk: Arc<dyn Disk>, log: Uuid) -> Result<Opened, StoreError> {
-    let index = Index::open(&*disk, log, INDEX_CACHE_BYTES)?;
+fn open_with(disk: Arc<dyn Disk>, log: Uuid, index_bytes: usize) -> Result<Opened, StoreError> {
+    let index = Index::open(&*disk, log, index_bytes)?;
     let known = index.known()?;
     let (mark, segments) = match known.clone() {
         Some(Known { mark, segments }) => (mark, segments),

@@ -6,6 +6,7 @@ use tokio::sync::mpsc::Receiver;
 use super::*;
 use crate::disk::{BLOCK_BYTES, MemoryDisk, Unsynced};
 use crate::log;
+use crate::memory::Memory;
 use crate::store::checkpoint::RECENT_ENTRIES_MAX;
 
 mod reading;
@@ -34,7 +35,8 @@ impl World {
 
     async fn try_open(disk: Arc<MemoryDisk>) -> Result<Self, StoreError> {
         let dyn_disk = Arc::clone(&disk) as Arc<dyn Disk>;
-        let (store, replayed, task) = Store::open(dyn_disk, LOG, Executor::Late).await?;
+        let (store, replayed, task) =
+            Store::open(dyn_disk, LOG, Executor::Late, Memory::LITTLE).await?;
         Ok(Self { disk, store, replayed, task })
     }
 

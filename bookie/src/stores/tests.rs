@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::disk::{Disk, MemoryDisk, Unsynced};
 use crate::log;
+use crate::memory::DEFAULT_BYTES;
 use crate::store::{Add, Batch, OUTCOMES_MAX};
 
 const MIN_FREE: MinFree = MinFree::Bytes(4 << 20);
@@ -38,7 +39,9 @@ impl World {
             (Directory { path: format!("d{number}").into(), disk }, log_of(number))
         });
         let opened =
-            Stores::open(sound.collect(), broken, Some(MIN_FREE), Executor::Late).await.unwrap();
+            Stores::open(sound.collect(), broken, (Some(MIN_FREE), DEFAULT_BYTES), Executor::Late)
+                .await
+                .unwrap();
         let Opened { stores, tasks, .. } = opened;
         Self { disks, stores, tasks }
     }
@@ -282,7 +285,9 @@ async fn a_store_that_cannot_be_opened_is_as_a_missing_one() {
         let disk: Arc<dyn Disk> = Arc::new(disk.clone());
         (Directory { path: format!("d{number}").into(), disk }, log_of(number))
     });
-    let none = Stores::open(sound.collect(), Vec::new(), Some(MIN_FREE), Executor::Late).await;
+    let none =
+        Stores::open(sound.collect(), Vec::new(), (Some(MIN_FREE), DEFAULT_BYTES), Executor::Late)
+            .await;
     let words = none.err().expect("none is left").to_string();
     assert!(words.contains("d0") && words.contains("d1"), "{words}");
 }

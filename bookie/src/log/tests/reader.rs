@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::log::recent::RECENT_BYTES;
+
+/// So little that most is read from the disk.
+const RECENT_BYTES: usize = 64 << 10;
 
 /// Writes batches of so many bytes each, which the reader keeps in memory if it is told to.
 fn write(tail: &mut Tail, batches: &[Vec<usize>], keeper: Option<&Reader>) -> Records {
@@ -22,7 +24,7 @@ fn write(tail: &mut Tail, batches: &[Vec<usize>], keeper: Option<&Reader>) -> Re
 }
 
 fn reader(disk: &MemoryDisk) -> Reader {
-    Reader::new(Arc::new(disk.clone()), LOG, Executor::Inline)
+    Reader::new(Arc::new(disk.clone()), LOG, Executor::Inline, RECENT_BYTES)
 }
 
 fn places(records: &Records) -> Vec<Place> {

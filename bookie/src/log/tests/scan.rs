@@ -10,7 +10,7 @@ enum Seen {
 
 /// Looks through a segment in steps of so many bytes.
 fn scan(disk: &MemoryDisk, number: SegmentNumber, end: u32, step: u32) -> Vec<Seen> {
-    let reader = Reader::new(Arc::new(disk.clone()), LOG, Executor::Inline);
+    let reader = Reader::new(Arc::new(disk.clone()), LOG, Executor::Inline, 0);
     let (mut seen, mut from) = (Vec::new(), Some(0));
     while let Some(offset) = from {
         let before = seen.len();

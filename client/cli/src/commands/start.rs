@@ -195,6 +195,10 @@ pub(crate) struct BookieSettings {
     #[arg(long, value_name = "BYTES|N%")]
     #[serde(deserialize_with = "number_or_words")]
     min_free: Option<MinFree>,
+    /// The memory that it may take for entries that wait, for what was written last, and for its
+    /// indexes, in bytes; the process takes some 100 MiB more [default: 268435456]
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<u64>,
 }
 
 impl BookieSettings {
@@ -214,6 +218,7 @@ impl BookieSettings {
             identity: self.identity.or(file.identity),
             rack: self.rack.or(file.rack),
             min_free: self.min_free.or(file.min_free),
+            memory: self.memory.or(file.memory),
         })
     }
 }
@@ -223,6 +228,7 @@ async fn bookie(settings: BookieSettings) -> Result<(), Failure> {
     let metastore = (!settings.metastore.is_empty()).then_some(settings.metastore);
     let config = inkfast_bookie::Config {
         min_free: settings.min_free,
+        memory_bytes: settings.memory,
         dirs: needed((!settings.dir.is_empty()).then_some(settings.dir), "dir")?,
         listen: needed(settings.listen, "listen")?,
         advertise: settings.advertise,
