@@ -42,13 +42,17 @@ impl Keeper {
                 Index::remove(&*disk).map_err(IndexError::Io)?;
                 replay::open(disk, log, bytes)
             };
-            match self.executor.run(open).await {
+            // Whoever asks meanwhile is told by the end of their channels that nothing is certain.
+            let mut refuse = async || while commands.recv().await.is_some() {};
+            let opening = tokio::select! {
+                again = self.executor.run(open) => again,
+                () = refuse() => return,
+            };
+            match opening {
                 Ok(again) => opened = again,
                 Err(error) => {
                     tracing::error!(%error, "the index cannot be made anew; restart the bookie on a sound disk");
-                    // Whoever asks is told by the end of their channels that nothing is certain.
-                    while commands.recv().await.is_some() {}
-                    return;
+                    return refuse().await;
                 }
             }
         }
