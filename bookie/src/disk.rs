@@ -59,9 +59,10 @@ pub trait DiskFile: Send + Sync {
     ///
     /// After an error it is as with [`sync_data`](Self::sync_data).
     fn write_blocks(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
-    /// Lets the disk set aside room for what will be written there, without a change of the length.
-    /// Only a hint.
-    fn reserve(&self, offset: u64, bytes: u64);
+    /// Lets the disk set aside room for what will be written there, without a change of the length;
+    /// `StorageFull` or `QuotaExceeded` if there is none. Where the disk cannot do that, nothing
+    /// happens, and it is the write that fails.
+    fn reserve(&self, offset: u64, bytes: u64) -> io::Result<()>;
     /// Lets the system forget what its cache has of these bytes, so that the next read is one of
     /// the disk. Only a hint.
     fn forget(&self, offset: u64, bytes: u64);

@@ -20,6 +20,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::Bytes;
 use inkfast_protocol::{EntryId, LedgerId, WriterId};
 use redb::{Builder, Database, ReadTransaction, ReadableDatabase, WriteTransaction};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::disk::{Disk, DiskFile};
@@ -51,6 +52,8 @@ struct Shared {
     cache_bytes: usize,
     /// None after an error of the disk: redb does nothing more then, until it is opened again.
     open: RwLock<Option<Open>>,
+    /// Is told when damage is found.
+    damage: Notify,
 }
 
 struct Open {
@@ -150,6 +153,11 @@ impl Index {
     pub(crate) fn remove(disk: &dyn Disk) -> io::Result<()> {
         remove(disk, FILE)?;
         disk.sync_names()
+    }
+
+    /// Waits until the file turns out to be damaged.
+    pub(crate) async fn damaged(&self) {
+        self.0.damage.notified().await;
     }
 
     /// Returns what is known of the log; none if no checkpoint was ever committed.
@@ -310,7 +318,8 @@ impl Index {
         pages: Pages,
     ) -> Result<Self, IndexError> {
         let open = RwLock::new(Some(Open::new(pages, cache_bytes)?));
-        Ok(Self(Arc::new(Shared { file, log, cache_bytes, open })))
+        let damage = Notify::new();
+        Ok(Self(Arc::new(Shared { file, log, cache_bytes, open, damage })))
     }
 
     fn read<T>(
@@ -348,6 +357,9 @@ impl Shared {
         }
         let Some(Open { database, pages }) = &*open else { return Err(failed_before()) };
         let done = work(database).map_err(|error| pages.damaged_or(error));
+        if matches!(done, Err(IndexError::Damaged(_))) {
+            self.damage.notify_one();
+        }
         if matches!(done, Err(IndexError::Io(_))) {
             drop(open);
             // Waits for all who use it: two must not write the same file.

@@ -9,7 +9,7 @@
 //! then all its places at once. One batch is in flight at a time, so a batch is wholly durable
 //! before the next is written. A failed write is final: which of its bytes are on the disk cannot
 //! be known, so nothing is tried again and the log takes no more records until it has been opened
-//! anew.
+//! anew. Room is set aside before: a disk that is full makes writes wait, and nothing fails.
 //!
 //! **Reading.** The last batches are in memory, as they were written. Older records are read through
 //! the system's cache, neighbours with one access. One that is not sound there is read once more
@@ -158,6 +158,12 @@ impl LogError {
     /// Says what was being done to a file when the disk refused.
     fn io(doing: &'static str, file: impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, file: file.to_string(), source }
+    }
+
+    /// Says whether all that was wrong is that the disk is full.
+    fn is_full(&self) -> bool {
+        let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        matches!(self, Self::Io { source, .. } if kinds.contains(&source.kind()))
     }
 
     fn refused(file: impl fmt::Display, why: impl Into<String>) -> Self {

@@ -5,6 +5,7 @@
 //! nothing else that a client could delay.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -19,15 +20,14 @@ use crate::executor::Executor;
 use crate::index::{Index, IndexError, StoredLedger};
 use crate::log::{LogError, Place, Reader, Replayed};
 
-use checkpoint::Indexing;
-use owner::Owner;
-use replay::Opened;
+use keeper::Keeper;
 
 pub(crate) use reading::Wanted;
 pub(crate) use tips::Tip;
 
 mod checkpoint;
 pub(crate) mod compaction;
+mod keeper;
 mod ledgers;
 mod owner;
 mod places;
@@ -53,7 +53,8 @@ pub(crate) struct Store {
     commands: mpsc::Sender<Command>,
     room: Arc<Semaphore>,
     reader: Reader,
-    index: Index,
+    /// None while it is made anew.
+    index: watch::Receiver<Option<Index>>,
     executor: Executor,
     read_only: watch::Receiver<bool>,
     damaged: bool,
@@ -158,15 +159,22 @@ impl Store {
         executor: Executor,
     ) -> Result<(Self, Replayed, JoinHandle<()>), StoreError> {
         let reader = Reader::new(Arc::clone(&disk), log, executor);
-        let opened = executor.run(move || replay::open(disk, log)).await?;
-        let Opened { index, ledgers, durable, tail, replayed } = opened;
-        let (appender, completions) = tail.start(executor);
-        let damaged = durable.damaged;
-        let indexing = Indexing::new(index.clone(), durable, executor);
-        let owner = Owner::new(ledgers, appender, reader.clone(), indexing, damaged);
-        let read_only = owner.read_only();
+        let opening = Arc::clone(&disk);
+        let mut opened = executor.run(move || replay::open(opening, log)).await?;
+        let replayed = mem::take(&mut opened.replayed);
+        let damaged = opened.durable.damaged;
+        let (index_now, index) = watch::channel(Some(opened.index.clone()));
+        let (read_only_now, read_only) = watch::channel(damaged);
+        let keeper = Keeper {
+            disk,
+            log,
+            executor,
+            reader: reader.clone(),
+            index: index_now,
+            read_only: read_only_now,
+        };
         let (commands, received) = mpsc::channel(COMMANDS_MAX);
-        let task = tokio::spawn(owner.run(received, completions));
+        let task = tokio::spawn(keeper.run(opened, received));
         let room = Arc::new(Semaphore::new(ROOM_BYTES));
         let store = Self { commands, room, reader, index, executor, read_only, damaged };
         Ok((store, replayed, task))
@@ -203,8 +211,7 @@ impl Store {
         let state = if let Some(state) = self.ask(|state| Command::State { ledger, state }).await? {
             state
         } else {
-            let index = self.index.clone();
-            let stored = self.executor.run(move || index.ledger(ledger)).await.map_err(unsure)?;
+            let stored = self.indexed(move |index| index.ledger(ledger)).await?;
             let StoredLedger { last_add_confirmed, fenced, deleted, .. } =
                 stored.unwrap_or_default();
             State { last_add_confirmed, fenced, deleted }
@@ -218,9 +225,7 @@ impl Store {
         if self.ask(|known| Command::Knows { ledger, known }).await? {
             return Ok(true);
         }
-        let index = self.index.clone();
-        let stored = self.executor.run(move || index.ledger(ledger)).await.map_err(unsure)?;
-        Ok(stored.is_some())
+        Ok(self.indexed(move |index| index.ledger(ledger)).await?.is_some())
     }
 
     /// Finds entries: where each is, or why that cannot be said, in the order of the ids. Only
@@ -240,8 +245,8 @@ impl Store {
         let mut found = BTreeMap::new();
         let mut deleted = missing == Refusal::Deleted;
         if !others.is_empty() && !deleted {
-            let (index, others) = (self.index.clone(), others.into_iter().collect::<Vec<_>>());
-            let find = move || {
+            let others: Vec<_> = others.into_iter().collect();
+            let find = move |index: &Index| {
                 let found = index.find(ledger, &others)?;
                 // Asked afterwards: one that was found before may be deleted.
                 let deleted = found.contains(&None)
@@ -249,7 +254,7 @@ impl Store {
                 Ok((others.into_iter().zip(found), deleted))
             };
             let entries;
-            (entries, deleted) = self.executor.run(find).await.map_err(unsure)?;
+            (entries, deleted) = self.indexed(find).await?;
             found.extend(entries);
         }
         let missing = if deleted { Refusal::Deleted } else { missing };
@@ -274,6 +279,16 @@ impl Store {
     /// Says whether the log has lost something, now or before: it may have lost ledgers.
     pub(crate) const fn is_damaged(&self) -> bool {
         self.damaged
+    }
+
+    /// Asks the index, which proves nothing if it cannot be read.
+    async fn indexed<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Index) -> Result<T, IndexError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let index = self.index.borrow().clone();
+        let index = index.ok_or_else(|| Refusal::Unknown(keeper::MAKING.to_owned()))?;
+        self.executor.run(move || ask(&index)).await.map_err(unsure)
     }
 
     async fn ask<T>(

@@ -2,20 +2,18 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use inkfast_protocol::messages::{Added, OpenAdds, encode_number, encode_tenure, kind};
-use inkfast_protocol::{BookieId, Entry, EntryId, Refusal, Tenure};
+use inkfast_protocol::messages::{Added, OpenAdds, encode_tenure, kind};
+use inkfast_protocol::{BookieId, EntryId, Refusal, Tenure};
 use inkfast_wire::{FrameReceiver, FrameSender, Frames};
 use prost::Message;
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
+use tokio::sync::Notify;
 use tokio::time::{Duration, Instant, sleep_until, timeout};
 
 use crate::bookies::{Bookies, Traffic, refusal, unreachable, within};
-
-/// The most entries that are handed to QUIC at once.
-const BATCH_ENTRIES_MAX: usize = 64;
+use crate::outbox::Outlet;
 
 /// A deadline that is missed by as much was slept through: this process stood still.
 const STOOD_STILL: Duration = Duration::from_secs(1);
@@ -29,14 +27,6 @@ pub(crate) struct Adds {
     pub(crate) fragment: u32,
 }
 
-/// What is on its way to one bookie.
-pub(crate) enum Queued {
-    /// An entry, with its share of the room in flight.
-    Entry { entry: Entry, _room: Option<Arc<OwnedSemaphorePermit>> },
-    /// The last add confirmed.
-    Confirmed(EntryId),
-}
-
 /// What has been sent and is not answered, in ascending order, and when it went out.
 #[derive(Default)]
 struct Unanswered {
@@ -44,13 +34,13 @@ struct Unanswered {
     sent: Notify,
 }
 
-/// Sends entries in the order of the queue, and tells each acknowledgement, until the queue is
-/// closed: whoever closes it waits for no more answers. Returns why it ended early: the bookie
+/// Sends what comes out of the outlet, and tells each acknowledgement, until the outbox is closed:
+/// whoever closes it waits for no more answers. Returns why it ended early: the bookie
 /// refused, could not be reached, or did not answer within the add deadline.
 pub(crate) async fn run(
     bookies: &Bookies,
     adds: Adds,
-    mut queue: mpsc::Receiver<Queued>,
+    mut outlet: Outlet,
     mut on_added: impl FnMut(Added),
 ) -> Result<(), Refusal> {
     let deadline = bookies.deadlines().add;
@@ -71,7 +61,7 @@ pub(crate) async fn run(
     tokio::select! {
         biased;
         ended = &mut receive => return ended,
-        sent = send(&mut stream.sender, &mut queue, &unanswered, deadline) => if let Err(refusal) = sent {
+        sent = send(&mut stream.sender, &mut outlet, &unanswered, deadline) => if let Err(refusal) = sent {
             // A bookie that refuses stops reading too: its own words are on their way.
             let said = timeout(deadline, receive).await;
             return said.unwrap_or(Err(refusal));
@@ -83,32 +73,15 @@ pub(crate) async fn run(
 
 async fn send(
     sender: &mut FrameSender,
-    queue: &mut mpsc::Receiver<Queued>,
+    outlet: &mut Outlet,
     unanswered: &Unanswered,
     deadline: Duration,
 ) -> Result<(), Refusal> {
-    let mut batch = Vec::with_capacity(BATCH_ENTRIES_MAX);
-    let mut frames = Frames::default();
-    while queue.recv_many(&mut batch, BATCH_ENTRIES_MAX).await > 0 {
-        let now = Instant::now();
-        for queued in &batch {
-            match queued {
-                Queued::Entry { entry, .. } => {
-                    frames.push(kind::ENTRY, entry.bytes());
-                    unanswered.lock().push_back((entry.id(), now));
-                }
-                Queued::Confirmed(entry) => {
-                    let body = Bytes::copy_from_slice(&encode_number(entry.get()));
-                    frames.push(kind::CONFIRMED, &body);
-                }
-            }
-        }
-        unanswered.sent.notify_one();
-        let mut pieces = frames.take();
-        let sent = timeout(deadline, sender.send_encoded(&mut pieces)).await;
+    while let Some(batch) = outlet.next().await {
+        unanswered.add(batch.entries());
+        let sent = timeout(deadline, sender.send_encoded(&mut batch.frames())).await;
         sent.map_err(|_| late(deadline))?.map_err(unreachable)?;
-        // Only now: the room is taken until QUIC has the bytes.
-        batch.clear();
+        // Only here is the batch dropped: its room is taken until QUIC has the bytes.
     }
     Ok(())
 }
@@ -149,6 +122,13 @@ async fn receive(
 }
 
 impl Unanswered {
+    /// Counts entries as sent just now.
+    fn add(&self, sent: impl Iterator<Item = EntryId>) {
+        let now = Instant::now();
+        self.lock().extend(sent.map(|entry| (entry, now)));
+        self.sent.notify_one();
+    }
+
     /// Removes a run. Runs mostly come in order, but an entry that was there already is answered
     /// before those in front of it.
     fn remove(&self, first: EntryId, last: EntryId) {

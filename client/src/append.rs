@@ -8,13 +8,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use inkfast_protocol::writer::WriteError;
 use inkfast_protocol::{EntryId, LedgerId, PAYLOAD_BYTES_MAX};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::Error;
 use crate::bookies::Bookies;
 use crate::catalog::{Catalog, Versioned};
-use crate::driver::{Driver, ENTRY_ROOM_MIN, Progress, with};
+use crate::confirmations::Confirmation;
+use crate::driver::{Driver, Progress, with};
+use crate::room::ENTRY_ROOM_MIN;
 
 /// The one writer of an open ledger.
 ///
@@ -72,10 +74,9 @@ impl LedgerWriter {
         let Ok(room) = Arc::clone(&self.room).acquire_many_owned(room).await else {
             return Err(self.failure());
         };
-        let (entry, confirmation) =
-            with(&self.driver, |driver| driver.append(&payload, now_ms(), room))?;
+        let appended = with(&self.driver, |driver| driver.append(&payload, now_ms(), room));
         drop(turn);
-        Ok(Append { ledger: self.ledger, entry, confirmation })
+        appended.map(Append)
     }
 
     /// Returns the highest entry that is confirmed; none when no entry is yet.
@@ -136,27 +137,20 @@ impl LedgerWriter {
 /// An append that is numbered and on its way. As a future it ends when the entry is confirmed:
 /// when Qa bookies have it on disk, and every entry before it.
 #[must_use = "an append is confirmed only when this future ends with Ok"]
-pub struct Append {
-    ledger: LedgerId,
-    entry: EntryId,
-    confirmation: oneshot::Receiver<Result<EntryId, Error>>,
-}
+pub struct Append(Confirmation);
 
 impl Append {
     /// Returns the entry's id.
     pub const fn entry(&self) -> EntryId {
-        self.entry
+        self.0.entry()
     }
 }
 
 impl Future for Append {
     type Output = Result<EntryId, Error>;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let ledger = self.ledger;
-        Pin::new(&mut self.confirmation)
-            .poll(context)
-            .map(|confirmed| confirmed.unwrap_or(Err(Error::Closed(ledger))))
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll(context)
     }
 }
 

@@ -7,43 +7,39 @@ use std::time::Duration;
 
 use inkfast_protocol::messages::{Added, FragmentBrief, OpenAdds};
 use inkfast_protocol::writer::{Action, CasOutcome, WriteError, Writer};
-use inkfast_protocol::{Entry, EntryId, LedgerId, LedgerMetadata, MetadataVersion, Tenure};
-use tokio::sync::mpsc::{self, error::TrySendError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use inkfast_protocol::{Entry, EntryId, LedgerId, LedgerMetadata, MetadataVersion, Places, Tenure};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::Error;
-use crate::adds::{self, Adds, Queued};
+use crate::adds::{self, Adds};
 use crate::bookies::Bookies;
 use crate::catalog::{Catalog, Replaced, Versioned};
+use crate::confirmations::{Confirmation, Confirmations};
+use crate::outbox::{Outbox, Outlet, PARTS_MAX};
+use crate::room::{ENTRY_ROOM_MIN, ROOM_BYTES, Room};
 
 mod tend;
 
-/// The room that the entries in flight of one writer have together, in bytes. An entry takes its
-/// payload's bytes, and at least [`ENTRY_ROOM_MIN`], so that there are at most 4096.
-pub(crate) const ROOM_BYTES: usize = 4 << 20;
-/// The least room that an entry takes.
-pub(crate) const ENTRY_ROOM_MIN: usize = 1 << 10;
-/// The most entries in flight.
-const ENTRIES_MAX: usize = ROOM_BYTES / ENTRY_ROOM_MIN;
-/// What a queue holds: all entries in flight, and some words between them.
-const QUEUED_MAX: usize = ENTRIES_MAX + 64;
 /// The writer asks the metastore one thing at a time; more would be a bug.
 const QUESTIONS_MAX: usize = 1;
 /// The pause after a question that got no answer.
 const QUESTION_PAUSE: Duration = Duration::from_millis(200);
 
 const _: () = assert!(inkfast_protocol::PAYLOAD_BYTES_MAX <= ROOM_BYTES);
+const _: () = assert!(ROOM_BYTES / ENTRY_ROOM_MIN <= PARTS_MAX);
 
 /// One open writer. It is only ever used under its lock, which no one holds while waiting.
 pub(crate) struct Driver {
     writer: Writer,
     bookies: Bookies,
     strict_racks: bool,
-    /// The stream to each place, once something was sent there.
-    feeds: Vec<Option<Feed>>,
+    outbox: Outbox,
+    /// The tenure of the stream to each place, once something was sent there.
+    streams: Vec<Option<Tenure>>,
     /// The appends that are not confirmed, in order and without a gap.
     waiting: VecDeque<Waiting>,
+    confirmations: Confirmations,
     /// When they have waited for too long, if none is confirmed before.
     overdue_at: Instant,
     /// The last entry that was numbered, whatever became of it, and when.
@@ -61,16 +57,9 @@ pub(crate) struct Driver {
     this: Weak<Mutex<Self>>,
 }
 
-/// The stream of adds to a place in a tenure.
-struct Feed {
-    tenure: Tenure,
-    queue: mpsc::Sender<Queued>,
-}
-
 struct Waiting {
     entry: EntryId,
-    confirmed: oneshot::Sender<Result<EntryId, Error>>,
-    room: Arc<OwnedSemaphorePermit>,
+    room: Room,
 }
 
 /// How far a writer has come.
@@ -103,13 +92,16 @@ impl Driver {
         let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
         let (tend, tended) = watch::channel(());
         let now = Instant::now();
+        let (ledger, places) = (metadata.ledger, metadata.replication.ensemble());
         let driver = Arc::new_cyclic(|this| {
             Mutex::new(Self {
-                feeds: metadata.last_fragment().ensemble.iter().map(|_| None).collect(),
+                outbox: Outbox::new(places),
+                streams: vec![None; places],
                 writer: Writer::new(version, metadata),
                 bookies: bookies.clone(),
                 strict_racks,
                 waiting: VecDeque::new(),
+                confirmations: Confirmations::new(ledger),
                 overdue_at: now,
                 appended: None,
                 appended_at: now,
@@ -134,18 +126,18 @@ impl Driver {
         payload: &[u8],
         written_at_ms: u64,
         room: OwnedSemaphorePermit,
-    ) -> Result<(EntryId, oneshot::Receiver<Result<EntryId, Error>>), Error> {
+    ) -> Result<Confirmation, Error> {
         let entry =
             self.writer.append(payload, written_at_ms).map_err(|error| self.error(error))?;
-        let (confirmed, confirmation) = oneshot::channel();
         self.appended = Some(entry);
         self.appended_at = Instant::now();
         if self.waiting.is_empty() {
             self.overdue_at = self.appended_at + self.bookies.deadlines().quorum;
         }
-        self.waiting.push_back(Waiting { entry, confirmed, room: Arc::new(room) });
+        let room = Room::with(self.waiting.back().map(|before| &before.room), room);
+        self.waiting.push_back(Waiting { entry, room });
         self.drain();
-        Ok((entry, confirmation))
+        Ok(self.confirmations.of(entry))
     }
 
     /// Closes the ledger; the progress tells how it ended.
@@ -173,15 +165,24 @@ impl Driver {
 
     /// Does what the writer wants. This is the only place where its actions take effect.
     fn drain(&mut self) {
+        // An entry that goes to many places goes there at once, to share its bytes.
+        let mut sending: Option<(Entry, Places)> = None;
         while let Some(action) = self.writer.next_action() {
             tracing::trace!(ledger = %self.ledger(), ?action);
             match action {
                 Action::Send { place, tenure, entry } => {
-                    let queued = self.queued(entry);
-                    self.feed(place, tenure, queued);
+                    self.open_stream(place, tenure);
+                    match &mut sending {
+                        Some((same, places)) if same.id() == entry.id() => places.insert(place),
+                        _ => {
+                            let before = sending.replace((entry, [place].into_iter().collect()));
+                            self.send(before);
+                        }
+                    }
                 }
                 Action::Tell { place, tenure, confirmed } => {
-                    self.feed(place, tenure, Queued::Confirmed(confirmed));
+                    self.open_stream(place, tenure);
+                    self.outbox.tell(place, confirmed);
                 }
                 Action::Confirm(entry) => self.confirm(entry),
                 Action::Fail(error) => self.fail(error),
@@ -196,55 +197,42 @@ impl Driver {
                 Action::NotClosed(error) => self.closed(Err(self.error(error))),
             }
         }
+        self.send(sending);
         self.see_to_tending();
     }
 
-    /// Puts an entry, or a word between entries, into the stream to a place. The first of a tenure
-    /// opens it.
-    fn feed(&mut self, place: usize, tenure: Tenure, queued: Queued) {
-        let feed = match &self.feeds[place] {
-            Some(feed) if feed.tenure == tenure => feed,
-            _ => {
-                let (queue, queued) = mpsc::channel(QUEUED_MAX);
-                let adds = adds_to(self.writer.metadata(), place, tenure);
-                tokio::spawn(feed(self.this.clone(), self.bookies.clone(), place, adds, queued));
-                self.feeds[place].insert(Feed { tenure, queue })
-            }
-        };
-        if matches!(queued, Queued::Confirmed(_)) && feed.queue.capacity() <= ENTRIES_MAX {
-            // The room is for entries. Later words tell more.
-            return;
-        }
-        match feed.queue.try_send(queued) {
-            // If it is closed the stream has failed, which its task reports.
-            Ok(()) | Err(TrySendError::Closed(_)) => {}
-            Err(TrySendError::Full(_)) => panic!("more entries are in flight than there is room"),
+    /// Opens the stream to a place, unless it is there.
+    fn open_stream(&mut self, place: usize, tenure: Tenure) {
+        if self.streams[place].replace(tenure) != Some(tenure) {
+            let adds = adds_to(self.writer.metadata(), place, tenure);
+            let outlet = self.outbox.outlet(place);
+            tokio::spawn(feed(self.this.clone(), self.bookies.clone(), place, adds, outlet));
         }
     }
 
-    /// Gives an entry its share of the room in flight.
-    fn queued(&self, entry: Entry) -> Queued {
+    /// Puts an entry, with its share of the room in flight, into the streams to some places. If one
+    /// has failed, its task reports that.
+    fn send(&self, entry: Option<(Entry, Places)>) {
+        let Some((entry, places)) = entry else { return };
         let lowest = self.waiting.front().map_or_else(|| entry.id(), |waiting| waiting.entry);
         let behind = usize::try_from(entry.id().get() - lowest.get()).unwrap_or(usize::MAX);
-        let room = self.waiting.get(behind).map(|waiting| Arc::clone(&waiting.room));
-        Queued::Entry { entry, _room: room }
+        let room = self.waiting.get(behind).map(|waiting| &waiting.room);
+        let sent = self.outbox.push(&entry, places, room);
+        assert!(sent.is_ok(), "more entries are in flight than there is room");
     }
 
     fn confirm(&mut self, up_to: EntryId) {
-        while let Some(lowest) = self.waiting.pop_front_if(|waiting| waiting.entry <= up_to) {
-            // Whoever dropped the future does not want to know.
-            let _ = lowest.confirmed.send(Ok(lowest.entry));
-        }
+        while self.waiting.pop_front_if(|waiting| waiting.entry <= up_to).is_some() {}
+        self.confirmations.confirm(up_to);
         self.overdue_at = Instant::now() + self.bookies.deadlines().quorum;
         self.progress.send_modify(|progress| progress.confirmed = Some(up_to));
     }
 
     fn fail(&mut self, error: WriteError) {
         let error = self.error(error);
-        for waiting in self.waiting.drain(..) {
-            let _ = waiting.confirmed.send(Err(error.clone()));
-        }
-        self.feeds.iter_mut().for_each(|feed| *feed = None);
+        self.waiting.clear();
+        self.confirmations.fail(error.clone());
+        self.outbox.close();
         self.progress.send_modify(|progress| progress.failed = Some(error));
         self.room.close();
     }
@@ -284,13 +272,13 @@ async fn feed(
     bookies: Bookies,
     place: usize,
     adds: Adds,
-    queue: mpsc::Receiver<Queued>,
+    outlet: Outlet,
 ) {
     let (bookie, tenure) = (adds.bookie, adds.tenure);
     let on_added = |added: Added| {
         tell(&driver, |writer| writer.on_added(place, added.tenure, added.first, added.last));
     };
-    if let Err(refusal) = adds::run(&bookies, adds, queue, on_added).await {
+    if let Err(refusal) = adds::run(&bookies, adds, outlet, on_added).await {
         tracing::info!(place, %bookie, %refusal, "a bookie takes no more adds of a ledger");
         bookies.refused(bookie, &refusal);
         tell(&driver, |writer| writer.on_refused(place, tenure, refusal));

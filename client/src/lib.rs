@@ -29,12 +29,13 @@
 //!
 //! # How it is built
 //! The rules are the state machines of [`inkfast_protocol`]; here they are driven. An append goes
-//! through `append` (room, turn), `driver` (the writer's machine under one lock) and `adds` (a
-//! stream to each bookie) and comes back the same way as a confirmation. When a bookie fails,
-//! `driver/tend` chooses another among those that `registry` knows, by the rules of `placement`. A
-//! recovery goes through `recover` (its machine in one loop), `reads` and `adds`. A tail goes
-//! through `tail` (its machine in one loop), `pushes` (a stream from a bookie) and `follow` (the
-//! metadata). [`catalog`] maps ledgers and bookies to keys of the metastore.
+//! through `append` (`room`, turn), `driver` (the writer's machine under one lock), `outbox`
+//! (frames that all places share) and `adds` (a stream to each bookie), and comes back through
+//! `confirmations`. When a bookie fails, `driver/tend` chooses another among those that `registry`
+//! knows, by the rules of `placement`. A recovery goes through `recover` (its machine in one loop),
+//! `reads` and `adds`. A tail goes through `tail` (its machine in one loop), `pushes` (a stream
+//! from a bookie) and `follow` (the metadata). [`catalog`] maps ledgers and bookies to keys of the
+//! metastore.
 //!
 //! # Not here
 //! No transactions, no order across ledgers. Nothing copies entries to new bookies when old ones
@@ -58,13 +59,16 @@ mod bookies;
 pub mod catalog;
 mod client;
 mod config;
+mod confirmations;
 mod driver;
 mod error;
 mod follow;
+mod outbox;
 mod placement;
 mod pushes;
 mod read;
 mod reads;
 mod recover;
 mod registry;
+mod room;
 mod tail;

@@ -5,15 +5,16 @@ use std::ops::RangeInclusive;
 
 use inkfast_protocol::messages::{Added, OpenAdds};
 use inkfast_protocol::recovery::{Action, Recovery, Round};
-use inkfast_protocol::{BookieId, EntryId, LedgerId, LedgerMetadata, Refusal, Tenure};
-use tokio::sync::mpsc::{self, error::TrySendError};
+use inkfast_protocol::{BookieId, Entry, EntryId, LedgerId, LedgerMetadata, Refusal, Tenure};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::Error;
-use crate::adds::{self, Adds, Queued};
+use crate::adds::{self, Adds};
 use crate::bookies::Bookies;
 use crate::catalog::Catalog;
 use crate::driver::cas;
+use crate::outbox::{Full, Outbox, Outlet};
 use crate::placement::{self, Lacking};
 use crate::reads::{self, Answer, Reads};
 
@@ -53,8 +54,7 @@ async fn drive(
                     streams.read(round, place, bookie, entry);
                 }
                 Action::WriteBack { round, place, tenure, bookie, entry } => {
-                    let queued = Queued::Entry { entry, _room: None };
-                    let written = streams.write((round, place, tenure), bookie, queued);
+                    let written = streams.write((round, place, tenure), bookie, &entry);
                     if let Err(refusal) = written {
                         recovery.on_write_refused(round, place, tenure, refusal);
                     }
@@ -143,7 +143,7 @@ struct Streams {
     ledger: LedgerId,
     events: Events,
     reads: BTreeMap<(Round, usize), mpsc::Sender<EntryId>>,
-    writes: BTreeMap<Place, mpsc::Sender<Queued>>,
+    writes: BTreeMap<Place, Outbox>,
 }
 
 impl Streams {
@@ -185,20 +185,20 @@ impl Streams {
         });
     }
 
-    fn write(&mut self, place: Place, bookie: BookieId, queued: Queued) -> Result<(), Refusal> {
-        if let Some(queue) = self.writes.get(&place) {
-            return match queue.try_send(queued) {
-                // A closed queue means that the stream has failed, and said so.
-                Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
-                Err(TrySendError::Full(_)) => {
-                    let why = format!("is more than {QUEUE_MAX} write-backs behind");
-                    Err(Refusal::Unknown(why))
-                }
-            };
+    fn write(&mut self, place: Place, bookie: BookieId, entry: &Entry) -> Result<(), Refusal> {
+        if !self.writes.contains_key(&place) {
+            let outbox = Outbox::new(1);
+            self.open(place, bookie, outbox.outlet(0));
+            self.writes.insert(place, outbox);
         }
-        let (queue, to_write) = mpsc::channel(QUEUE_MAX);
-        let _ = queue.try_send(queued);
-        self.writes.insert(place, queue);
+        // A stream that has failed has said so.
+        self.writes[&place]
+            .push(entry, [0].into_iter().collect(), None)
+            .map_err(|Full| Refusal::Unknown("is too many write-backs behind".to_owned()))
+    }
+
+    /// Writes back what comes out of an outlet.
+    fn open(&self, place: Place, bookie: BookieId, outlet: Outlet) {
         let open = OpenAdds { ledger: self.ledger.get(), writer: None, fragment: None };
         let adds = Adds { bookie, open, tenure: place.2, fragment: 0 };
         let (bookies, events) = (self.bookies.clone(), self.events.clone());
@@ -207,11 +207,10 @@ impl Streams {
                 // There is room for as many as can be under way.
                 let _ = events.try_send(Event::Written(place, added.first..=added.last));
             };
-            if let Err(refusal) = adds::run(&bookies, adds, to_write, on_added).await {
+            if let Err(refusal) = adds::run(&bookies, adds, outlet, on_added).await {
                 bookies.refused(bookie, &refusal);
                 let _ = events.send(Event::NotWritten(place, refusal)).await;
             }
         });
-        Ok(())
     }
 }

@@ -283,7 +283,14 @@ impl DiskFile for MemoryFile {
         self.sync_data()
     }
 
-    fn reserve(&self, _offset: u64, _bytes: u64) {}
+    fn reserve(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        state.check_power()?;
+        if index(offset + bytes) > state.limit(self.id) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
 
     fn forget(&self, offset: u64, bytes: u64) {
         let mut state = self.disk.state();
@@ -327,6 +334,14 @@ impl State {
 
     fn used_bytes(&self) -> usize {
         self.files.values().map(|file| file.cached.len()).sum()
+    }
+
+    /// Tells how long a file may be.
+    fn limit(&mut self, id: u64) -> usize {
+        let all: usize = self.files.values().map(|file| file.cached.len()).sum();
+        let own = self.contents(id).cached.len();
+        let capacity = self.capacity_bytes;
+        capacity.map_or(usize::MAX, |capacity| own.max(capacity.saturating_sub(all - own)))
     }
 
     fn contents(&mut self, id: u64) -> &mut Contents {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate, fstatvfs};
+use rustix::io::Errno;
 
 use super::{BLOCK_BYTES, Disk, DiskFile, Space};
 
@@ -123,9 +124,12 @@ impl DiskFile for OsFile {
         self.direct()?.write_all_at(bytes, offset)
     }
 
-    fn reserve(&self, offset: u64, bytes: u64) {
-        // A file system that cannot do it writes all the same.
-        let _ = fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, bytes);
+    fn reserve(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, bytes) {
+            Err(error @ (Errno::NOSPC | Errno::DQUOT)) => Err(error.into()),
+            // A file system that cannot do it writes all the same.
+            _ => Ok(()),
+        }
     }
 
     fn forget(&self, offset: u64, bytes: u64) {

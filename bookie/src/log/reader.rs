@@ -28,7 +28,7 @@ const TURNS_MAX: usize = 4;
 const ACCESS_BYTES_MAX: u32 = 1 << 20;
 /// How far records that are read with one access may be apart: reading so much more is cheaper than
 /// another access.
-const GAP_BYTES_MAX: u32 = 16 << 10;
+const GAP_BYTES_MAX: u32 = 4 << 10;
 
 /// Reads records at their places. Clones share their open files, and what is in memory.
 #[derive(Clone)]

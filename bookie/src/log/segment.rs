@@ -64,14 +64,17 @@ impl Segment {
         let encoded = header.encode().ok_or_else(|| {
             LogError::refused(number, "there are too many segments: the log takes no more")
         })?;
+        let (name, file) = spares.take(disk).map_err(LogError::io("make", number))?;
         let make = || {
-            let (name, file) = spares.take(disk)?;
+            file.reserve(0, encoded.bytes().len() as u64)?;
             file.write_blocks(0, encoded.bytes())?;
             disk.rename(&name, &number.to_string())?;
-            disk.sync_names()?;
-            Ok(file)
+            disk.sync_names()
         };
-        let file = make().map_err(LogError::io("make", number))?;
+        if let Err(error) = make() {
+            spares.give_back(name.clone());
+            return Err(LogError::io("make", number)(error));
+        }
         Ok(Self::new(header, file, record::length(encoded.bytes())))
     }
 

@@ -31,6 +31,11 @@ impl Spares {
         }
     }
 
+    /// Takes back a file that was not used.
+    pub(super) fn give_back(&self, name: String) {
+        self.names().push(name);
+    }
+
     /// Makes a spare of a file that nothing needs any more, or removes it.
     pub(super) fn put(&self, disk: &dyn Disk, name: &str) -> io::Result<()> {
         let mut names = self.names();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use super::writer::Committed;
 use super::*;
 use crate::disk::{Disk, MemoryDisk, OsDisk, Unsynced};
 use crate::executor::Executor;
@@ -67,8 +68,15 @@ fn append<T>(payload: &[u8], token: T) -> Append<T> {
 
 fn commit(tail: &mut Tail, payloads: &[Vec<u8>]) -> Result<Records, LogError> {
     let appends = payloads.iter().map(|payload| append(payload, payload.clone())).collect();
-    let durable = tail.commit(appends)?;
+    let durable = written(tail.commit(appends))?;
     Ok(durable.appends.into_iter().map(|durable| (durable.places[0], durable.token)).collect())
+}
+
+fn written<T>(committed: Committed<T>) -> Result<Batch<T>, LogError> {
+    match committed {
+        Committed::Durable(batch) => Ok(batch),
+        Committed::Full(error, _) | Committed::Failed(error) => Err(error),
+    }
 }
 
 fn payloads(texts: &[&str]) -> Vec<Vec<u8>> {

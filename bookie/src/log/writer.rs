@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::buffer::Buffer;
@@ -20,8 +22,10 @@ use crate::executor::Executor;
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
 /// The most bytes that the records of one append take in the log.
 pub const APPEND_BYTES_MAX: usize = record::HEADER_BYTES + PAYLOAD_BYTES_MAX;
-/// How far the disk is asked to set aside room ahead of the end.
-const RESERVED_BYTES: u64 = 16 << 20;
+/// The steps in which the disk is asked to set aside room.
+const RESERVED_BYTES: u64 = if cfg!(test) { 16 << 10 } else { 16 << 20 };
+/// The pause before a full disk is asked again.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
 
 /// With this much queued there is no room for more.
 pub const QUEUE_BYTES_MAX: usize = 8 << 20;
@@ -211,16 +215,30 @@ impl Tail {
         (Appender(queue.clone()), Completions { batches, queue })
     }
 
-    /// Writes records as one batch, durably. After an error it must not be called again.
-    pub(super) fn commit<T>(&mut self, appends: Vec<Append<T>>) -> Result<Batch<T>, LogError> {
+    /// Writes records as one batch, durably. Once it has failed it must not be called again.
+    pub(super) fn commit<T>(&mut self, appends: Vec<Append<T>>) -> Committed<T> {
         let bytes: usize = appends.iter().map(Append::stored_bytes).sum();
+        let bytes = bytes.next_multiple_of(BLOCK_BYTES);
         if bytes == 0 {
             let durable = appends.into_iter().map(|append| Durable::nothing(append.token));
             let (appends, mark) = (durable.collect(), self.mark);
-            return Ok(Batch { appends, mark, bytes: Bytes::new() });
+            return Committed::Durable(Batch { appends, mark, bytes: Bytes::new() });
         }
-        let bytes = bytes.next_multiple_of(BLOCK_BYTES);
-        let segment = self.segment_with_room(bytes)?;
+        match self.segment_with_room(bytes) {
+            Ok(segment) => self
+                .write(segment, bytes, appends)
+                .map_or_else(Committed::Failed, Committed::Durable),
+            Err(error) if error.is_full() => Committed::Full(error, appends),
+            Err(error) => Committed::Failed(error),
+        }
+    }
+
+    fn write<T>(
+        &mut self,
+        segment: Segment,
+        bytes: usize,
+        appends: Vec<Append<T>>,
+    ) -> Result<Batch<T>, LogError> {
         let batch = record::Batch { sequence: self.mark.sequence + 1, start: self.mark.offset };
         let mut buffer = Buffer::new(bytes);
         let (mut durable, mut dropped) = (Vec::with_capacity(appends.len()), Vec::new());
@@ -243,7 +261,6 @@ impl Tail {
         }
         buffer.pad(BLOCK_BYTES);
         let end = batch.start + record::length(buffer.bytes());
-        self.reserve(&segment, end);
         segment
             .file
             .write_blocks(u64::from(batch.start), buffer.bytes())
@@ -261,31 +278,39 @@ impl Tail {
         Ok(Batch { appends: durable, mark: self.mark, bytes: buffer.into_bytes() })
     }
 
-    /// Lets the disk set aside room in large steps: each by itself would make a sync dearer.
-    fn reserve(&mut self, segment: &Segment, end: u32) {
-        if u64::from(end) > self.reserved {
-            segment.file.reserve(self.reserved, RESERVED_BYTES);
-            self.reserved += RESERVED_BYTES;
-        }
-    }
-
-    /// Takes the growing segment, or a new one if this batch would be too much for it.
+    /// Takes the growing segment, or a new one if this batch would be too much for it. The disk has
+    /// set aside room for the batch; if it has none, this can be called again.
     fn segment_with_room(&mut self, bytes: usize) -> Result<Segment, LogError> {
         let room = self.segment_bytes_max.saturating_sub(self.mark.offset) as usize;
-        match self.segment.take() {
-            // An empty segment takes any batch.
-            Some(segment) if bytes <= room || self.mark.offset == segment.start => Ok(segment),
-            _ => {
-                let (number, before) = (self.next, &self.segments);
-                let segment = Segment::create(&*self.disk, &self.spares, self.log, number, before)?;
-                let len = segment.file.len_bytes().map_err(LogError::io("read", number))?;
-                self.segments.insert(number, segment.start);
-                (self.next, self.reserved) = (number.next(), len);
-                (self.mark.segment, self.mark.offset) = (number, segment.start);
-                Ok(segment)
-            }
+        // An empty segment takes any batch.
+        let fits = |it: &Segment| bytes <= room || self.mark.offset == it.start;
+        if self.segment.as_ref().is_none_or(|segment| !fits(segment)) {
+            let (number, before) = (self.next, &self.segments);
+            let segment = Segment::create(&*self.disk, &self.spares, self.log, number, before)?;
+            let len = segment.file.len_bytes().map_err(LogError::io("read", number))?;
+            self.segments.insert(number, segment.start);
+            (self.next, self.reserved) = (number.next(), len);
+            (self.mark.segment, self.mark.offset) = (number, segment.start);
+            self.segment = Some(segment);
         }
+        let end = u64::from(self.mark.offset) + bytes as u64;
+        let segment = self.segment.as_ref().filter(|_| end > self.reserved);
+        if let Some(Segment { file, number, .. }) = segment {
+            // In large steps: each by itself would make a sync dearer.
+            let more = (end - self.reserved).next_multiple_of(RESERVED_BYTES);
+            file.reserve(self.reserved, more).map_err(LogError::io("get room for", number))?;
+            self.reserved += more;
+        }
+        Ok(self.segment.take().expect("there is one by now"))
     }
+}
+
+/// What became of a batch.
+pub(super) enum Committed<T> {
+    Durable(Batch<T>),
+    /// Nothing has happened, for want of room.
+    Full(LogError, Vec<Append<T>>),
+    Failed(LogError),
 }
 
 /// Writes whatever is queued, a batch at a time, until the appender is dropped or a batch fails.
@@ -297,18 +322,26 @@ async fn write<T: Send + 'static>(
     executor: Executor,
 ) {
     let _ending = Ending(queue.clone());
-    while let Some(appends) = queue.next_batch().await {
-        let (returned, result) = executor
-            .run(move || {
-                let result = tail.commit(appends);
-                (tail, result)
-            })
-            .await;
-        tail = returned;
-        match result {
-            // Without a receiver the records are written all the same.
-            Ok(batch) => drop(completions.send(batch).await),
-            Err(error) => return queue.fail(error),
+    while let Some(mut appends) = queue.next_batch().await {
+        loop {
+            let (returned, committed) = executor
+                .run(move || {
+                    let committed = tail.commit(appends);
+                    (tail, committed)
+                })
+                .await;
+            tail = returned;
+            match committed {
+                // Without a receiver the records are written all the same.
+                Committed::Durable(batch) => break drop(completions.send(batch).await),
+                Committed::Failed(error) => return queue.fail(error),
+                Committed::Full(error, _) if queue.state().closed => return queue.fail(error),
+                Committed::Full(error, unwritten) => {
+                    tracing::warn!(%error, "writes wait for room");
+                    appends = unwritten;
+                    sleep(FULL_PAUSE).await;
+                }
+            }
         }
     }
 }

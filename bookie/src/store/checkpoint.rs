@@ -98,6 +98,11 @@ impl Indexing {
         Self { index, durable, executor, bytes: 0, running: None, verified: BTreeMap::new() }
     }
 
+    /// Returns the index.
+    pub(super) fn index(&self) -> Index {
+        self.index.clone()
+    }
+
     /// Notes the moment after a batch that is durable.
     pub(super) fn on_durable(&mut self, mark: Mark) {
         self.bytes += self.durable.on_durable(mark);

@@ -8,7 +8,7 @@ use inkfast_protocol::gate::Record;
 use inkfast_protocol::{EntryId, LedgerId, Refusal};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Store, unsure};
+use super::Store;
 use crate::index::{Index, IndexError, SegmentInfo};
 use crate::log::{self, Found, Place, ReadError, SegmentNumber};
 use crate::record;
@@ -120,19 +120,18 @@ impl Compaction<'_> {
 
     /// Looks through a part of the segment, and says where the next begins.
     async fn read_part(&self, from: u32) -> Result<(Part, Option<u32>), Refusal> {
-        let (reader, index) = (self.store.reader.clone(), self.store.index.clone());
-        let (number, end) = (self.number, self.end);
-        let read = move || {
+        let (reader, number, end) = (self.store.reader.clone(), self.number, self.end);
+        let read = move |index: &Index| {
             let mut part = Part::default();
             let next = reader.scan(number, (from, end), SCAN_BYTES, &mut |found| part.add(found));
-            let next = next.map_err(|error| Refusal::Unknown(error.to_string()))?;
-            if let Some(why) = part.unknown {
-                return Err(Refusal::Unknown(why));
-            }
-            part.retain_needed(&index).map_err(unsure)?;
+            part.retain_needed(index)?;
             Ok((part, next))
         };
-        self.store.executor.run(read).await
+        let (part, next) = self.store.indexed(read).await?;
+        match part.unknown {
+            Some(why) => Err(Refusal::Unknown(why)),
+            None => Ok((part, next.map_err(|error| Refusal::Unknown(error.to_string()))?)),
+        }
     }
 
     /// Writes the first of some entries again, together, and returns the rest.

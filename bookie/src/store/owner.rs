@@ -13,7 +13,7 @@ use super::ledgers::{Known, Ledger, Ledgers};
 use super::reading::said;
 use super::tips::Tips;
 use super::upkeep::{self, Upkeep};
-use super::{Add, Batch, Command, Located, Outcome, State, unsure};
+use super::{Add, Batch, Command, Located, Outcome, State, keeper, unsure};
 use crate::index::IndexError;
 use crate::log::{self, Append, Appender, Completions, Durable, Failed, Place, Reader};
 use crate::record;
@@ -63,15 +63,22 @@ pub(super) enum Reply {
     Delete(oneshot::Sender<Result<(), Refusal>>),
 }
 
+/// How an owner has ended.
+pub(super) enum Ended {
+    /// All handles were dropped, and all is written.
+    Stopped,
+    /// The log has all; the index is of no use any more.
+    IndexDamaged,
+}
+
 impl Owner {
     pub(super) fn new(
-        ledgers: Ledgers,
+        (ledgers, damaged): (Ledgers, bool),
         log: Appender<Token>,
         reader: Reader,
         indexing: Indexing,
-        damaged: bool,
+        read_only: watch::Sender<bool>,
     ) -> Self {
-        let read_only = watch::Sender::new(damaged);
         Self {
             read_only,
             ledgers,
@@ -86,15 +93,17 @@ impl Owner {
         }
     }
 
-    /// Takes commands until all handles are dropped, and then writes what is left.
+    /// Takes commands until all handles are dropped, and then writes what is left; or until the
+    /// index turns out to be damaged.
     pub(super) async fn run(
         mut self,
-        mut commands: mpsc::Receiver<Command>,
+        commands: &mut mpsc::Receiver<Command>,
         mut completions: Completions<Token>,
-    ) {
+    ) -> Ended {
         // What the log had at the start may be much.
         self.checkpoint_if_due();
         let mut log_has_failed = false;
+        let index = self.indexing.index();
         loop {
             let writing = !matches!(self.standing, Standing::Failed(_));
             // There is room again when a checkpoint has ended; a store that writes has one then.
@@ -116,6 +125,10 @@ impl Owner {
                     }
                 },
                 ended = self.indexing.ended() => self.on_indexed(ended),
+                () = index.damaged() => {
+                    self.give_up(completions).await;
+                    return Ended::IndexDamaged;
+                }
                 command = next_command, if has_room => match command {
                     Some(command) => self.on_command(command).await,
                     None => break,
@@ -123,6 +136,17 @@ impl Owner {
             }
         }
         self.finish(completions).await;
+        Ended::Stopped
+    }
+
+    /// Refuses whoever waits, and lets the log end with what it was given.
+    async fn give_up(mut self, mut completions: Completions<Token>) {
+        self.fail(keeper::MAKING);
+        if self.indexing.is_running() {
+            let _ = self.indexing.ended().await;
+        }
+        drop(self);
+        while let Ok(Some(_)) = completions.next().await {}
     }
 
     /// Waits until the log has written everything, and the index has it, so that the next start
@@ -353,7 +377,7 @@ impl Owner {
     }
 
     fn fail(&mut self, why: &str) {
-        tracing::error!(why, "the bookie takes no more writes; restart it on a sound disk");
+        tracing::error!(why, "the store takes no more writes");
         for id in self.ledgers.ids() {
             if let Some(ledger) = self.ledgers.get_mut(id) {
                 ledger.gate.on_log_failed(why);
@@ -367,10 +391,6 @@ impl Owner {
 
     fn on_log_failed(&mut self, failed: &Failed) {
         self.fail(&failed.to_string());
-    }
-
-    pub(super) fn read_only(&self) -> watch::Receiver<bool> {
-        self.read_only.subscribe()
     }
 
     /// Does what a ledger's gate wants.

@@ -16,8 +16,8 @@ use crate::index::{Index, IndexError};
 use crate::log::{self, Known, Mark, Place, Replayed, SEGMENT_BYTES_MAX, Settings, Shown, Tail};
 use crate::record;
 
-/// The memory that the index takes for its pages.
-const INDEX_CACHE_BYTES: usize = 64 << 20;
+/// The memory that the index takes for its pages. In tests that is little, so that it reads them.
+const INDEX_CACHE_BYTES: usize = if cfg!(test) { 16 << 10 } else { 64 << 20 };
 
 /// How long a segment grows. In tests that is little, so that they also meet many.
 const SEGMENT_BYTES: u32 = if cfg!(test) { 64 << 10 } else { SEGMENT_BYTES_MAX };

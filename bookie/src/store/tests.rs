@@ -4,12 +4,12 @@ use inkfast_protocol::{Entry, EntryHeader, WriterId};
 use tokio::sync::mpsc::Receiver;
 
 use super::*;
-use crate::disk::{MemoryDisk, Unsynced};
+use crate::disk::{BLOCK_BYTES, MemoryDisk, Unsynced};
 use crate::log;
 use crate::store::checkpoint::RECENT_ENTRIES_MAX;
 
-mod crashes;
 mod reading;
+mod simulation;
 mod upkeep;
 
 const LOG: Uuid = Uuid::from_u128(9);
@@ -318,4 +318,36 @@ async fn a_tip_tells_what_is_confirmed_and_what_is_durable() {
     assert!(!tip.has_changed().unwrap());
     drop(world);
     assert!(tip.changed().await.is_err());
+}
+
+#[tokio::test]
+async fn an_index_that_is_damaged_is_made_anew_while_the_store_runs() {
+    let world = World::new().await;
+    for id in 0..400 {
+        world.add(&writer(1), &entry(7, id, "payload")).await.unwrap();
+        world.add(&writer(1), &entry(id + 1000, 0, "another")).await.unwrap();
+    }
+    world.store.fence(ledger(8)).await.unwrap();
+    // All of it is in the index alone then.
+    world.store.checkpoint().await.unwrap();
+    world.store.checkpoint().await.unwrap();
+    let index = world.disk.open("index.redb").unwrap();
+    let pages = usize::try_from(index.len_bytes().unwrap()).unwrap() / BLOCK_BYTES;
+    (0..pages).for_each(|page| world.disk.flip_bit("index.redb", page * BLOCK_BYTES + 999, 3));
+
+    let mut now = world.store.index.clone();
+    let told = (0..400).step_by(7).map(|id| world.read(7, id));
+    for read in futures::future::join_all(told).await {
+        assert!(matches!(read, Ok(_) | Err(Refusal::Unknown(_))), "{read:?}");
+    }
+    now.changed().await.unwrap();
+    now.wait_for(Option::is_some).await.unwrap();
+    for id in 0..400 {
+        assert_eq!(world.read(7, id).await, Ok(entry(7, id, "payload")));
+        assert_eq!(world.read(id + 1000, 0).await, Ok(entry(id + 1000, 0, "another")));
+    }
+    assert_eq!(world.read(7, 400).await, Err(Refusal::Absent));
+    assert_eq!(world.add(&writer(1), &entry(8, 0, "late")).await, Err(Refusal::Fenced));
+    assert_eq!(world.add(&writer(1), &entry(7, 400, "more")).await, Ok(()));
+    assert!(!*world.store.read_only().borrow());
 }

@@ -16,8 +16,8 @@ use tokio::sync::oneshot;
 use super::checkpoint::Indexed;
 use super::ledgers::Ledger;
 use super::owner::{self, Owner, Reply, Standing};
-use super::{Store, stopped, unsure};
-use crate::index::SegmentInfo;
+use super::{Store, stopped};
+use crate::index::{Index, SegmentInfo};
 use crate::log::{Append, Place, SegmentNumber};
 use crate::record;
 
@@ -85,8 +85,7 @@ impl Store {
     pub(crate) async fn of_use(&self, ledgers: Vec<LedgerId>) -> Result<Vec<LedgerId>, Refusal> {
         let asked = ledgers.clone();
         let known = self.upkeep(|of_use| Command::OfUse { ledgers: asked, of_use }).await?;
-        let index = self.index.clone();
-        let find = move || {
+        let find = move |index: &Index| {
             let mut found = Vec::new();
             for (id, known) in ledgers.into_iter().zip(known) {
                 let indexed = || index.ledger(id).map(|it| it.is_some_and(|it| !it.deleted));
@@ -96,7 +95,7 @@ impl Store {
             }
             Ok(found)
         };
-        self.executor.run(find).await.map_err(unsure)
+        self.indexed(find).await
     }
 
     /// Brings the index up to what is durable now. What is dead then, is dropped.
@@ -132,14 +131,13 @@ impl Store {
     pub(crate) async fn segments(
         &self,
     ) -> Result<Option<(BTreeMap<SegmentNumber, SegmentInfo>, SegmentNumber)>, Refusal> {
-        let index = self.index.clone();
-        let read = move || {
+        let read = move |index: &Index| {
             // In this order: a segment that grew then has ended at most.
             let (known, damaged) = (index.known()?, index.is_damaged()?);
             let Some(known) = known.filter(|_| !damaged) else { return Ok(None) };
             Ok(Some((index.segments()?, known.mark.segment)))
         };
-        self.executor.run(read).await.map_err(unsure)
+        self.indexed(read).await
     }
 
     async fn upkeep<T>(

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -18,7 +18,10 @@ use crate::commands::Spread;
 use crate::output::Output;
 use crate::{Failure, config};
 
+use baseline::Baseline;
+
 mod append;
+mod baseline;
 mod metastore;
 mod pace;
 mod read;
@@ -35,14 +38,16 @@ pub(crate) enum Bench {
     Entries(Entries),
     /// Replaces, creates and reads keys of the metastore
     Metastore(metastore::Load),
+    /// Measures what this machine's disk and loopback allow, without a cluster
+    Baseline(baseline::Arguments),
 }
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Entries {
     /// Appends entries; the latency is that of the confirmation
     Append(Load),
-    /// Reads entries, one at a time, of ledgers that it writes first
-    Read(Load),
+    /// Reads entries of ledgers that it writes first, or that are there; the latency is that of a run
+    Read(read::Arguments),
     /// Appends entries and follows the ledgers; the latency is from the confirmation to the delivery
     Tail(Load),
 }
@@ -67,6 +72,13 @@ pub(crate) struct Load {
     #[arg(long, value_name = "N", default_value_t = 10,
         value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
+    /// Where to measure the disk for the baseline of `append` and `read` [default: that of temporary
+    /// files]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Leaves out what the machine allows, which `append` and `read` measure first, in a second
+    #[arg(long)]
+    no_baseline: bool,
     #[command(flatten)]
     spread: Spread,
     #[command(flatten)]
@@ -78,15 +90,22 @@ impl Bench {
         match self {
             Self::Entries(entries) => entries.run(file).await,
             Self::Metastore(load) => load.run(file).await,
+            Self::Baseline(arguments) => arguments.run().await,
         }
     }
 }
 
 impl Entries {
     async fn run(self, file: Option<&Path>) -> Result<(), Failure> {
-        let (Self::Append(load) | Self::Read(load) | Self::Tail(load)) = &self;
+        let load = self.load();
         load.check()?;
-        let measured = match config::client(file)? {
+        let baseline = match &self {
+            Self::Append(load) | Self::Read(read::Arguments { load, .. }) if !load.no_baseline => {
+                Some(Baseline::briefly(load.dir.as_deref(), load.entry_bytes).await?)
+            }
+            _ => None,
+        };
+        let (measured, amount) = match config::client(file)? {
             Some(config) => self.measure(&Client::connect(config).await?).await?,
             None => {
                 let bookies = load.spread.replication()?.ensemble().max(BOOKIES_DEFAULT);
@@ -96,21 +115,48 @@ impl Entries {
                 measured?
             }
         };
-        Ok(load.output.print(&Report::new(&measured, load.entry_bytes))?)
+        let mut report = Report::new(&measured, amount);
+        if let Some(baseline) = baseline {
+            report.ratio = match &self {
+                // At a rate it says nothing.
+                _ if load.rate.is_some() => None,
+                Self::Read(_) => {
+                    Some(report.megabytes_per_second / baseline.stream_megabytes_per_second)
+                }
+                _ => Some(report.entries_per_second / baseline.echo_frames_per_second),
+            };
+            report.baseline = Some(baseline);
+        }
+        Ok(load.output.print(&report)?)
     }
 
-    /// Loads the cluster over new ledgers, which are deleted again.
-    async fn measure(&self, client: &Client) -> Result<Measured, Failure> {
-        let (Self::Append(load) | Self::Read(load) | Self::Tail(load)) = self;
+    const fn load(&self) -> &Load {
+        match self {
+            Self::Append(load) | Self::Read(read::Arguments { load, .. }) | Self::Tail(load) => {
+                load
+            }
+        }
+    }
+
+    /// Loads the cluster over new ledgers, which are deleted again, or reads those that were named.
+    async fn measure(&self, client: &Client) -> Result<(Measured, Amount), Failure> {
+        if let Self::Read(read) = self
+            && !read.ledger.is_empty()
+        {
+            return read.measure_named(client).await;
+        }
+        let load = self.load();
         let mut writers = Vec::new();
         for _ in 0..load.ledgers {
             writers.push(client.create_ledger(load.spread.options()?).await?);
         }
         let ledgers: Vec<_> = writers.iter().map(LedgerWriter::id).collect();
         let measured = match self {
-            Self::Append(load) => append::measure(load, writers).await,
-            Self::Read(load) => read::measure(load, client, writers).await,
-            Self::Tail(load) => tail::measure(load, client, writers).await,
+            Self::Append(load) => append::measure(load, writers).await.map(|it| load.amount(it)),
+            Self::Read(read) => read.measure_new(client, writers).await,
+            Self::Tail(load) => {
+                tail::measure(load, client, writers).await.map(|it| load.amount(it))
+            }
         };
         for ledger in ledgers {
             client.delete_ledger(ledger).await?;
@@ -127,6 +173,12 @@ impl Load {
         check("ledgers", self.ledgers, 1..=LEDGERS_MAX)
     }
 
+    /// Adds how much was done where each operation is one entry.
+    fn amount(&self, measured: Measured) -> (Measured, Amount) {
+        let entries = measured.latencies_us.len();
+        (measured, Amount { entries, bytes: entries * self.entry_bytes as u64 })
+    }
+
     fn seconds(&self) -> Duration {
         Duration::from_secs(self.seconds.into())
     }
@@ -138,6 +190,14 @@ fn check(name: &str, value: usize, limits: RangeInclusive<usize>) -> Result<(), 
     }
     let (min, max) = limits.into_inner();
     Err(Failure::Usage(format!("--{name} {value}: it may be {min} to {max}")))
+}
+
+/// How much was done.
+#[derive(Default)]
+struct Amount {
+    entries: u64,
+    /// Of payloads.
+    bytes: u64,
 }
 
 /// What was measured, from the first operation to the end of the last.
@@ -152,12 +212,13 @@ impl Measured {
     }
 
     fn latency(&self) -> Latency {
-        Latency {
-            p50: self.latencies_us.value_at_quantile(0.5),
-            p99: self.latencies_us.value_at_quantile(0.99),
-            p999: self.latencies_us.value_at_quantile(0.999),
-        }
+        latency(&self.latencies_us)
     }
+}
+
+fn latency(latencies_us: &Histogram<u64>) -> Latency {
+    let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|it| latencies_us.value_at_quantile(it));
+    Latency { p50, p99, p999 }
 }
 
 /// Makes an empty histogram of latencies.
@@ -182,6 +243,11 @@ struct Report {
     entries_per_second: f64,
     megabytes_per_second: f64,
     latency_us: Latency,
+    /// Appends to the baseline's echo, in entries and frames; reads to its stream, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    baseline: Option<Baseline>,
 }
 
 #[derive(Serialize)]
@@ -192,12 +258,14 @@ struct Latency {
 }
 
 impl Report {
-    fn new(measured: &Measured, entry_bytes: usize) -> Self {
-        let entries_per_second = measured.per_second();
+    fn new(measured: &Measured, Amount { entries, bytes }: Amount) -> Self {
+        let seconds = measured.elapsed.as_secs_f64();
         Self {
-            entries_per_second,
-            megabytes_per_second: entries_per_second * entry_bytes as f64 / 1e6,
+            entries_per_second: entries as f64 / seconds,
+            megabytes_per_second: bytes as f64 / seconds / 1e6,
             latency_us: measured.latency(),
+            ratio: None,
+            baseline: None,
         }
     }
 }
@@ -209,6 +277,13 @@ impl fmt::Display for Report {
         writeln!(f, "MB/s       {:>12.1}", self.megabytes_per_second)?;
         writeln!(f, "p50        {p50:>12} us")?;
         writeln!(f, "p99        {p99:>12} us")?;
-        write!(f, "p999       {p999:>12} us")
+        write!(f, "p999       {p999:>12} us")?;
+        if let Some(ratio) = self.ratio {
+            write!(f, "\nratio      {ratio:>12.2} of the baseline's echo or stream")?;
+        }
+        if let Some(baseline) = &self.baseline {
+            write!(f, "\n\nbaseline: what this machine allows\n{baseline}")?;
+        }
+        Ok(())
     }
 }

@@ -44,7 +44,8 @@ enum Command {
     /// Shows and changes the members of the metastore, backs it up and restores it
     #[command(subcommand)]
     Metastore(metastore::Metastore),
-    /// Measures appends, reads or the metastore, on a cluster of its own where none is configured
+    /// Measures appends, reads or the metastore, on a cluster of its own where none is configured, or
+    /// the machine
     #[command(subcommand)]
     Bench(bench::Bench),
 }

@@ -119,9 +119,15 @@ impl Entry {
     /// If the payload is longer than [`PAYLOAD_BYTES_MAX`], or the last add confirmed is not
     /// below the entry: the writer refuses the one and never does the other.
     pub fn encode(header: EntryHeader, payload: &[u8]) -> Self {
+        let mut bytes = BytesMut::with_capacity(ENTRY_HEADER_BYTES + payload.len());
+        Self::encode_in(&mut bytes, header, payload)
+    }
+
+    /// Encodes an entry at the beginning of an empty buffer, to which the rest of its memory is
+    /// left.
+    pub(crate) fn encode_in(bytes: &mut BytesMut, header: EntryHeader, payload: &[u8]) -> Self {
         assert!(payload.len() <= PAYLOAD_BYTES_MAX, "the payload is over the limit");
         assert!(header.last_add_confirmed < Some(header.entry), "confirmed before it was made");
-        let mut bytes = BytesMut::with_capacity(ENTRY_HEADER_BYTES + payload.len());
         bytes.put_u32_le(0);
         bytes.put_u8(VERSION);
         bytes.put_u8(0);
@@ -135,7 +141,7 @@ impl Entry {
         bytes.put_slice(payload);
         let crc = crc32c::crc32c(&bytes[CRC_BYTES..]);
         bytes[..CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
-        Self { header, header_bytes: ENTRY_HEADER_BYTES, bytes: bytes.freeze() }
+        Self { header, header_bytes: ENTRY_HEADER_BYTES, bytes: bytes.split().freeze() }
     }
 
     /// Decodes an entry and verifies it.

@@ -12,6 +12,11 @@ const AHEAD_BYTES_MAX: usize = 8 << 20;
 const AHEAD_ENTRIES_MAX: usize = 2048;
 /// What an entry is taken to have until one has come.
 const ENTRY_BYTES_GUESS: usize = 64 << 10;
+/// One bookie is asked for so many bytes, about, before it is another's turn: it reads entries that
+/// are neighbours with one access to its disk.
+const TURN_BYTES: usize = 256 << 10;
+/// And for so many entries at most, so that several bookies have some of what is asked ahead.
+const TURN_ENTRIES_MAX: usize = 256;
 
 /// Reads a run of entries that are known to be confirmed.
 ///
@@ -199,10 +204,14 @@ impl Reader {
     /// Asks the next bookie of an entry's write set for it.
     fn ask(&mut self, entry: EntryId, refused: Vec<(BookieId, Refusal)>) {
         let ensemble = &self.metadata.fragment_of(entry).ensemble;
-        let write_set = self.metadata.replication.write_set(entry.get()).map(|p| ensemble[p]);
-        let untried = write_set.filter(|b| refused.iter().all(|(tried, _)| tried != b));
-        // Of those that answer the first of the write set, so that the load is spread.
-        let asked = match untried.min_by_key(|bookie| self.silent.contains(bookie)) {
+        let turn = self.turn(entry);
+        let distance = |place: usize| (place + ensemble.len() - turn) % ensemble.len();
+        let write_set = self.metadata.replication.write_set(entry.get());
+        let write_set = write_set.map(|place| (distance(place), ensemble[place]));
+        let untried = write_set.filter(|(_, b)| refused.iter().all(|(tried, _)| tried != b));
+        let next =
+            untried.min_by_key(|(distance, bookie)| (self.silent.contains(bookie), *distance));
+        let asked = match next.map(|(_, bookie)| bookie) {
             Some(bookie) => {
                 self.actions.push_back(Action::Ask { bookie, entry });
                 Asked::Waiting { bookie, refused }
@@ -210,5 +219,14 @@ impl Reader {
             None => Asked::Lost(refused),
         };
         self.asked.insert(entry, asked);
+    }
+
+    /// Returns the place of the ensemble that is to be asked for an entry if it holds it; otherwise
+    /// it is the next. The places take turns, so that the load is spread.
+    fn turn(&self, entry: EntryId) -> usize {
+        let entries = self.largest_bytes.map_or(1, |bytes| TURN_BYTES / bytes);
+        let turn = entry.get() / entries.clamp(1, TURN_ENTRIES_MAX) as u64;
+        // The remainder is below the ensemble's size, so it fits.
+        usize::try_from(turn % self.metadata.replication.ensemble() as u64).unwrap_or(0)
     }
 }

@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use bytes::BytesMut;
+
 use crate::{
-    BookieId, Entry, EntryHeader, EntryId, LedgerMetadata, MetadataVersion, PAYLOAD_BYTES_MAX,
-    Places, Refusal, State, Tenure,
+    BookieId, ENTRY_HEADER_BYTES, Entry, EntryHeader, EntryId, LedgerMetadata, MetadataVersion,
+    PAYLOAD_BYTES_MAX, Places, Refusal, State, Tenure,
 };
 
 use change::Change;
@@ -15,6 +17,9 @@ pub use actions::{Action, CasOutcome, WriteError};
 
 mod actions;
 mod change;
+
+/// How many bytes are set aside at a time for the entries to come, while some are in flight.
+const BUFFER_BYTES: usize = 32 << 10;
 
 /// Appends to one open ledger.
 ///
@@ -29,6 +34,8 @@ pub struct Writer {
     /// The entries above the last add confirmed, without a gap. What was acknowledged is kept
     /// beyond Qa: an ensemble change takes acknowledgements back.
     pending: VecDeque<Pending>,
+    /// Empty memory for the next entries; none while nothing is pending.
+    buffer: BytesMut,
     last_add_confirmed: Option<EntryId>,
     confirmed_length: u64,
     /// The last add confirmed that the bookies were told.
@@ -99,6 +106,7 @@ impl Writer {
             version,
             metadata,
             pending: VecDeque::new(),
+            buffer: BytesMut::new(),
             last_add_confirmed: None,
             confirmed_length: 0,
             told: None,
@@ -134,7 +142,8 @@ impl Writer {
             length: newest.map_or(self.confirmed_length, |h| h.length) + payload.len() as u64,
             written_at_ms,
         };
-        let entry = Entry::encode(header, payload);
+        self.reserve(ENTRY_HEADER_BYTES + payload.len());
+        let entry = Entry::encode_in(&mut self.buffer, header, payload);
         for place in self.metadata.replication.write_set(header.entry.get()) {
             self.send(place, &entry);
         }
@@ -317,6 +326,14 @@ impl Writer {
         &self.metadata
     }
 
+    /// Makes sure that the buffer has so many bytes.
+    fn reserve(&mut self, bytes: usize) {
+        if self.buffer.capacity() < bytes {
+            let alone = self.pending.is_empty() || bytes > BUFFER_BYTES / 4;
+            self.buffer = BytesMut::with_capacity(if alone { bytes } else { BUFFER_BYTES });
+        }
+    }
+
     /// Sends an entry to a place, if a bookie is there that takes it.
     fn send(&mut self, place: usize, entry: &Entry) {
         let Place { tenure, standing } = &self.places[place];
@@ -344,6 +361,9 @@ impl Writer {
         {
             self.overdue = false;
             self.actions.push_back(Action::Confirm(confirmed));
+            if self.pending.is_empty() {
+                self.buffer = BytesMut::new();
+            }
         }
     }
 
@@ -404,6 +424,7 @@ impl Writer {
 
     fn fail(&mut self, error: WriteError) {
         self.pending.clear();
+        self.buffer = BytesMut::new();
         self.phase = Phase::Failed(error.clone());
         self.actions.push_back(Action::Fail(error));
     }

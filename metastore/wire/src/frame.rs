@@ -18,6 +18,9 @@ const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 /// The largest body that is copied to make one piece of it and what is around it.
 const COPY_BYTES_MAX: usize = 16 << 10;
 
+/// The least that goes out as a piece of its own if it is encoded already.
+const PIECE_BYTES_MIN: usize = 4 << 10;
+
 /// Pieces of a stream that are taken from QUIC at a time.
 const CHUNKS_MAX: usize = 32;
 
@@ -72,6 +75,11 @@ pub struct Frames {
 }
 
 impl Frames {
+    /// Gathers frames of about as many bytes.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self { pieces: Vec::new(), last: BytesMut::with_capacity(bytes) }
+    }
+
     /// Adds a frame.
     ///
     /// # Panics
@@ -86,12 +94,26 @@ impl Frames {
         }
     }
 
+    /// Adds bytes that make up whole frames.
+    pub fn push_encoded(&mut self, frames: &Bytes) {
+        if frames.len() < PIECE_BYTES_MIN {
+            self.last.put_slice(frames);
+        } else {
+            self.cut();
+            self.pieces.push(frames.clone());
+        }
+    }
+
     /// Takes the pieces of all frames so far, for [`FrameSender::send_encoded`].
     pub fn take(&mut self) -> Vec<Bytes> {
+        self.cut();
+        mem::take(&mut self.pieces)
+    }
+
+    fn cut(&mut self) {
         if !self.last.is_empty() {
             self.pieces.push(self.last.split().freeze());
         }
-        mem::take(&mut self.pieces)
     }
 }
 

@@ -66,7 +66,7 @@ fn a_dropped_segment_becomes_another_and_nothing_of_it_comes_back() {
     for known in [None, Some(&before)] {
         let disk = disk.copy();
         let (mut tail, ..) = try_open(&disk, SMALL).unwrap();
-        tail.commit(vec![dropping(2)]).unwrap();
+        written(tail.commit(vec![dropping(2)])).unwrap();
         // The process ends before the file goes: the next start does it.
         disk.crash(Unsynced::Lost);
         let (mut tail, replayed) =
@@ -91,7 +91,7 @@ fn a_drop_is_as_durable_as_any_record() {
     let (disk, all) = three_segments();
     let (mut tail, ..) = try_open(&disk, SMALL).unwrap();
     disk.fail_next_sync();
-    tail.commit(vec![dropping(2)]).unwrap_err();
+    written(tail.commit(vec![dropping(2)])).unwrap_err();
     disk.crash(Unsynced::Lost);
     assert_eq!(try_open(&disk, SMALL).unwrap().1, all);
 }
@@ -109,7 +109,7 @@ fn each_segment_has_its_own_end_whatever_was_dropped_behind_it() {
     for dropped in 2..=4 {
         let disk = disk.copy();
         let (mut tail, ..) = try_open(&disk, SMALL).unwrap();
-        tail.commit(vec![dropping(dropped)]).unwrap();
+        written(tail.commit(vec![dropping(dropped)])).unwrap();
         // Its file goes, and another header is made after that.
         drop(try_open(&disk, SMALL).unwrap());
         let (mut tail, ..) = try_open(&disk, SMALL).unwrap();

@@ -1,5 +1,7 @@
 //! The queue and the task that writes.
 
+use std::time::Duration;
+
 use super::*;
 
 #[tokio::test]
@@ -69,6 +71,45 @@ async fn a_failed_sync_is_final() {
         assert_eq!(replayed.damages, []);
         commit(&mut tail, &payloads(&["goes on"])).unwrap();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_makes_writes_wait() {
+    // In the segment that grows, and where the next is to be made.
+    for segment_bytes_max in [SEGMENT_BYTES_MAX, SMALL] {
+        let disk = MemoryDisk::new();
+        create(&disk, LOG).unwrap();
+        let (mut tail, ..) = try_open(&disk, segment_bytes_max).unwrap();
+        let mut all = commit(&mut tail, &payloads(&["before"])).unwrap();
+        let (appender, mut completions) = tail.start(Executor::Inline);
+        let used = disk.list().unwrap().iter().map(|name| read(&disk, name).len()).sum::<usize>();
+        disk.set_capacity_bytes(Some(used + 1000));
+        let long = vec![7; 40_000];
+        appender.push(append(&long, long.clone()));
+        appender.push(append(b"after", b"after".to_vec()));
+        let waits = tokio::time::timeout(Duration::from_secs(60), completions.next());
+        waits.await.expect_err("there is no room");
+        disk.set_capacity_bytes(None);
+        let batch = completions.next().await.unwrap().unwrap();
+        let durable = batch.appends.into_iter();
+        all.extend(durable.map(|durable| (durable.places[0], durable.token)));
+        drop(appender);
+        assert_eq!(completions.next().await.unwrap(), None);
+        disk.crash(Unsynced::Lost);
+        let (_, shown, replayed) = reopen(&disk);
+        assert_eq!((shown, replayed), (all, Replayed::default()));
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_is_closed_waits_for_no_room() {
+    let (disk, tail) = new_log();
+    disk.set_capacity_bytes(Some(START as usize));
+    let (appender, mut completions) = tail.start(Executor::Inline);
+    appender.push(append(b"no room", ()));
+    drop(appender);
+    let Failed(why) = completions.next().await.unwrap_err();
+    assert!(why.is_full(), "{why}");
 }
 
 #[test]

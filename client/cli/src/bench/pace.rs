@@ -30,11 +30,12 @@ impl Pace {
     /// Waits until the next operation is due, and returns the time from which its latency counts;
     /// none when the time is over.
     pub(super) async fn next(&self) -> Option<Instant> {
-        let begin = match &self.due {
-            Some(due) => due.lock().await.recv().await?,
-            None => Instant::now(),
+        let due = match &self.due {
+            Some(due) => Some(due.lock().await.recv().await?),
+            None => None,
         };
-        (Instant::now() < self.until).then_some(begin)
+        let now = Instant::now();
+        (now < self.until).then(|| due.unwrap_or(now))
     }
 }
 
