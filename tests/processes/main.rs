@@ -27,6 +27,7 @@ mod proxy;
 mod racks;
 mod random;
 mod restarts;
+mod storage;
 mod strangers;
 mod tailing;
 mod writing;

@@ -24,7 +24,7 @@ mod calls;
 mod cuts;
 mod histories;
 mod leaders;
-mod library;
+pub(crate) mod library;
 mod loads;
 mod majorities;
 mod membership;

@@ -123,6 +123,11 @@ impl Process {
         self.outcome()
     }
 
+    /// The number that the system knows it by.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         let signal = match signal {
             Signal::Terminate => "-TERM",

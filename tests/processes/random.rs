@@ -1,5 +1,8 @@
 //! Chance that comes again with its seed.
 
+use std::env;
+use std::time::SystemTime;
+
 /// Random numbers, the same in every run with the same seed (splitmix64).
 pub(crate) struct Random(u64);
 
@@ -23,4 +26,15 @@ impl Random {
     pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[usize::try_from(self.below(from.len() as u64)).unwrap()]
     }
+}
+
+/// Gives the seed of this run: that of `INKFAST_SEED`, or a new one. It is shown if the test fails.
+pub(crate) fn seed() -> u64 {
+    let given = env::var("INKFAST_SEED").ok().map(|seed| seed.parse().expect("a seed is a number"));
+    let seed = given.unwrap_or_else(|| {
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        now.as_secs() ^ u64::from(now.subsec_nanos()) << 32
+    });
+    eprintln!("again with INKFAST_SEED={seed}");
+    seed
 }

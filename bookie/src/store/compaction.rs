@@ -34,12 +34,16 @@ pub(crate) async fn run(store: Store) {
     let mut stuck = BTreeSet::new();
     loop {
         sleep(PAUSE).await;
-        match step(&store, &mut stuck).await {
-            Ok(true) => {}
-            Ok(false) => tracing::trace!("no segment is worth it"),
-            Err(refusal) => tracing::warn!(%refusal, "cannot make room"),
+        if let Err(refusal) = free_all(&store, &mut stuck).await {
+            tracing::warn!(%refusal, "cannot make room");
         }
     }
+}
+
+/// Frees one segment after the other: in a pause more may be filled than one.
+async fn free_all(store: &Store, stuck: &mut BTreeSet<SegmentNumber>) -> Result<(), Refusal> {
+    while step(store, stuck).await? {}
+    Ok(())
 }
 
 /// Frees the segment of which the least is needed, if that is little; says whether there was one.

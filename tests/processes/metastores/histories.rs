@@ -1,11 +1,10 @@
 //! Histories of many clients while everything happens that may: members that are killed, hang, are
 //! cut off, leave and come back, and leadership that is handed over.
 
-use std::env;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use inkfast_metastore::DEFAULT_TIMEOUT;
 use inkfast_metastore::history::{History, Summary, drive};
@@ -16,7 +15,7 @@ use crate::metastores::Metastores;
 use crate::metastores::library::Library;
 use crate::process::Signal;
 use crate::proxy::Direction;
-use crate::random::Random;
+use crate::random::{Random, seed};
 
 const MEMBERS: usize = 3;
 
@@ -64,12 +63,7 @@ struct Schedule<'a> {
 #[test]
 fn whatever_happens_history_is_linear() {
     let time = Duration::from_secs(if is_long() { 300 } else { 20 });
-    let given = env::var("INKFAST_SEED").ok().map(|seed| seed.parse().expect("a seed is a number"));
-    let seed = given.unwrap_or_else(|| {
-        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
-        now.as_secs() ^ u64::from(now.subsec_nanos()) << 32
-    });
-    eprintln!("again with INKFAST_SEED={seed}");
+    let seed = seed();
     let mut cluster = Metastores::start_in_network(MEMBERS, 0);
     let library = cluster.library();
     let clients = Clients::start(&library, &cluster, seed);

@@ -1,5 +1,9 @@
 //! Deletion, and what it leaves of the log.
 
+use std::time::Duration;
+
+use tokio::time::sleep;
+
 use super::*;
 use crate::store::compaction;
 
@@ -169,5 +173,29 @@ async fn a_segment_of_which_something_cannot_be_read_stays() {
                 assert!(matches!(refusal, Refusal::Corrupt(_)), "{refusal}");
             }
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_that_may_be_freed_is_freed_at_one_look() {
+    let world = World::new().await;
+    let payload = "x".repeat(1000);
+    for id in 0..60 {
+        world.add_many(&writer(1), 1, id..id + 1, &payload).await;
+        world.add_many(&writer(2), 2, 5 * id..5 * id + 5, &payload).await;
+    }
+    let filled = world.segments();
+    assert!(filled.len() > 4, "{filled:?}");
+    world.store.delete(ledger(2)).await.unwrap();
+    world.store.checkpoint().await.unwrap();
+    let compacting = tokio::spawn(compaction::run(world.store.clone()));
+    // It looks every ten seconds.
+    sleep(Duration::from_secs(15)).await;
+    compacting.abort();
+    let left: Vec<_> =
+        filled[1..filled.len() - 1].iter().filter(|it| world.segments().contains(it)).collect();
+    assert!(left.is_empty(), "{left:?} of {filled:?}");
+    for id in 0..60 {
+        assert_eq!(world.read(1, id).await, Ok(entry(1, id, &payload)));
     }
 }
