@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use inkfast::Error;
 use inkfast::catalog::Catalog;
-use inkfast_protocol::LedgerId;
+use inkfast_protocol::{LedgerId, Refusal};
 use tokio::time::{sleep, timeout};
 
 use crate::store::Store;
@@ -28,8 +28,8 @@ pub(crate) async fn run(catalog: Catalog, store: Store) {
         match timeout(ROUND, follow(&catalog, &store)).await {
             // In time for the next round.
             Err(_) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "cannot ask what was deleted; trying again");
+            Ok(Err(why)) => {
+                tracing::warn!(why, "cannot collect what was deleted; trying again");
                 sleep(PAUSE).await;
             }
         }
@@ -37,33 +37,29 @@ pub(crate) async fn run(catalog: Catalog, store: Store) {
 }
 
 /// Collects all that was deleted, and then what is.
-async fn follow(catalog: &Catalog, store: &Store) -> Result<Infallible, Error> {
-    let (mut page, read_at) = catalog.deleted(None).await?;
+async fn follow(catalog: &Catalog, store: &Store) -> Result<Infallible, String> {
+    let words = |error: Error| error.to_string();
+    let (mut page, read_at) = catalog.deleted(None).await.map_err(words)?;
     while let Some(&last) = page.last() {
-        collect(store, &page).await;
-        (page, _) = catalog.deleted(Some(last)).await?;
+        collect(store, &page).await.map_err(|refusal| refusal.to_string())?;
+        (page, _) = catalog.deleted(Some(last)).await.map_err(words)?;
     }
-    let mut deletions = catalog.follow_deletions(read_at).await?;
+    let mut deletions = catalog.follow_deletions(read_at).await.map_err(words)?;
     loop {
-        collect(store, &deletions.next().await?).await;
+        let deleted = deletions.next().await.map_err(words)?;
+        collect(store, &deleted).await.map_err(|refusal| refusal.to_string())?;
     }
 }
 
 /// Collects those of some deleted ledgers that the store knows.
-pub(crate) async fn collect(store: &Store, deleted: &[LedgerId]) {
+async fn collect(store: &Store, deleted: &[LedgerId]) -> Result<(), Refusal> {
     for some in deleted.chunks(BATCH_MAX) {
-        let collected = async {
-            let here = store.of_use(some.to_vec()).await?;
-            if !here.is_empty() {
-                try_join_all(here.iter().map(|ledger| store.delete(*ledger))).await?;
-                store.checkpoint().await?;
-                tracing::info!(ledgers = here.len(), "collected deleted ledgers");
-            }
-            Ok::<_, inkfast_protocol::Refusal>(())
-        };
-        if let Err(refusal) = collected.await {
-            // They are tried again in the next round.
-            tracing::warn!(%refusal, "cannot collect deleted ledgers");
+        let here = store.of_use(some.to_vec()).await?;
+        if !here.is_empty() {
+            try_join_all(here.iter().map(|ledger| store.delete(*ledger))).await?;
+            store.checkpoint().await?;
+            tracing::info!(ledgers = here.len(), "collected deleted ledgers");
         }
     }
+    Ok(())
 }

@@ -36,6 +36,8 @@
 use std::fmt;
 use std::io;
 
+use crate::disk::is_full;
+
 mod buffer;
 mod reader;
 mod recent;
@@ -162,8 +164,7 @@ impl LogError {
 
     /// Says whether all that was wrong is that the disk is full.
     fn is_full(&self) -> bool {
-        let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
-        matches!(self, Self::Io { source, .. } if kinds.contains(&source.kind()))
+        matches!(self, Self::Io { source, .. } if is_full(source))
     }
 
     fn refused(file: impl fmt::Display, why: impl Into<String>) -> Self {

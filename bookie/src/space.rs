@@ -1,6 +1,6 @@
 //! How much room there is on the file systems of a bookie, and who is let in.
 //!
-//! A disk that is full fails the log, so adds are refused before: those of writers, who go to
+//! On a disk that is full all writes wait, so adds are refused before: those of writers, who go to
 //! another bookie, below one mark, and those of recoveries below a lower one. Fences and what the
 //! log does for itself have the rest. The room that lets writers in again is more than what keeps
 //! them in, so that one who comes does not at once shut the door.

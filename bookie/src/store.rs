@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use inkfast_protocol::gate::Adder;
 use inkfast_protocol::{EntryId, LedgerId, Refusal, Run, Tenure};
@@ -58,7 +59,7 @@ pub(crate) struct Store {
     index: watch::Receiver<Option<Index>>,
     executor: Executor,
     read_only: watch::Receiver<bool>,
-    damaged: bool,
+    damaged: Arc<AtomicBool>,
 }
 
 /// Why a store could not be opened.
@@ -115,13 +116,13 @@ enum Command {
     },
     State {
         ledger: LedgerId,
-        /// None if only the index knows.
-        state: oneshot::Sender<Option<State>>,
+        /// The index if only that knows.
+        state: oneshot::Sender<Result<State, Index>>,
     },
     Knows {
         ledger: LedgerId,
-        /// False if only the index can tell.
-        known: oneshot::Sender<bool>,
+        /// The index if only that can tell.
+        known: oneshot::Sender<Option<Index>>,
     },
     Locate {
         ledger: LedgerId,
@@ -135,11 +136,28 @@ enum Command {
     Upkeep(upkeep::Command),
 }
 
+impl Command {
+    /// Refuses it because the index is made anew. Who waits for an answer is told by the end of the
+    /// channel.
+    fn refuse(self) {
+        if let Self::Add { batch: Batch { add: Some(add), .. }, outcomes, room, .. } = self {
+            let Add { run, sequence, tenure } = add;
+            let entries = (run.first().id(), run.last().id());
+            let sequences = sequence..sequence + run.entries().len() as u64;
+            let result = Err(Refusal::Unknown(keeper::MAKING.to_owned()));
+            // It has room for all that can be under way; or the stream is gone.
+            let _ = outcomes.try_send(Outcome { entries, sequences, tenure, result, _room: room });
+        }
+    }
+}
+
 /// Entries that may not be in the index yet.
 struct Located {
     places: Vec<Option<Place>>,
     /// What is to be said of those that are in neither.
     missing: Refusal,
+    /// The index that has all the others: one that was made anew since may not have them yet.
+    index: Index,
 }
 
 /// What the store knows of a ledger.
@@ -164,9 +182,9 @@ impl Store {
         let (opening, index_bytes) = (Arc::clone(&disk), memory.index_bytes);
         let mut opened = executor.run(move || replay::open(opening, log, index_bytes)).await?;
         let replayed = mem::take(&mut opened.replayed);
-        let damaged = opened.durable.damaged;
+        let damaged = Arc::new(AtomicBool::new(opened.durable.damaged));
         let (index_now, index) = watch::channel(Some(opened.index.clone()));
-        let (read_only_now, read_only) = watch::channel(damaged);
+        let (read_only_now, read_only) = watch::channel(opened.durable.damaged);
         let keeper = Keeper {
             disk,
             log,
@@ -175,6 +193,7 @@ impl Store {
             reader: reader.clone(),
             index: index_now,
             read_only: read_only_now,
+            damaged: damaged.clone(),
         };
         let (commands, received) = mpsc::channel(COMMANDS_MAX);
         let task = tokio::spawn(keeper.run(opened, received));
@@ -213,13 +232,14 @@ impl Store {
 
     /// Returns what is known of a ledger that was not deleted.
     pub(crate) async fn state(&self, ledger: LedgerId) -> Result<State, Refusal> {
-        let state = if let Some(state) = self.ask(|state| Command::State { ledger, state }).await? {
-            state
-        } else {
-            let stored = self.indexed(move |index| index.ledger(ledger)).await?;
-            let StoredLedger { last_add_confirmed, fenced, deleted, .. } =
-                stored.unwrap_or_default();
-            State { last_add_confirmed, fenced, deleted }
+        let state = match self.ask(|state| Command::State { ledger, state }).await? {
+            Ok(state) => state,
+            Err(index) => {
+                let stored = self.indexed(index, move |index| index.ledger(ledger)).await?;
+                let StoredLedger { last_add_confirmed, fenced, deleted, .. } =
+                    stored.unwrap_or_default();
+                State { last_add_confirmed, fenced, deleted }
+            }
         };
         if state.deleted { Err(Refusal::Deleted) } else { Ok(state) }
     }
@@ -227,10 +247,12 @@ impl Store {
     /// Says whether anything of a ledger is here, or was ever on its way into the log: a log that
     /// has failed may have it.
     pub(crate) async fn knows(&self, ledger: LedgerId) -> Result<bool, Refusal> {
-        if self.ask(|known| Command::Knows { ledger, known }).await? {
-            return Ok(true);
+        match self.ask(|known| Command::Knows { ledger, known }).await? {
+            None => Ok(true),
+            Some(index) => {
+                Ok(self.indexed(index, move |index| index.ledger(ledger)).await?.is_some())
+            }
         }
-        Ok(self.indexed(move |index| index.ledger(ledger)).await?.is_some())
     }
 
     /// Finds entries: where each is, or why that cannot be said, in the order of the ids. Only
@@ -243,7 +265,7 @@ impl Store {
     ) -> Result<Vec<Result<Place, Refusal>>, Refusal> {
         let asked = entries.clone();
         let located = self.ask(|located| Command::Locate { ledger, entries, located }).await?;
-        let Located { places, missing } = located;
+        let Located { places, missing, index } = located;
         // What is not in memory now has been in the index since before.
         let others = asked.iter().zip(&places).filter(|(_, place)| place.is_none());
         let others: BTreeSet<EntryId> = others.map(|(entry, _)| *entry).collect();
@@ -259,7 +281,7 @@ impl Store {
                 Ok((others.into_iter().zip(found), deleted))
             };
             let entries;
-            (entries, deleted) = self.indexed(find).await?;
+            (entries, deleted) = self.indexed(index, find).await?;
             found.extend(entries);
         }
         let missing = if deleted { Refusal::Deleted } else { missing };
@@ -281,18 +303,23 @@ impl Store {
         self.read_only.clone()
     }
 
-    /// Says whether the log has lost something, now or before: it may have lost ledgers.
-    pub(crate) const fn is_damaged(&self) -> bool {
-        self.damaged
+    /// Tells whether the log has lost something, now or before: it may have lost ledgers.
+    pub(crate) fn damaged(&self) -> Arc<AtomicBool> {
+        self.damaged.clone()
     }
 
-    /// Asks the index, which proves nothing if it cannot be read.
+    /// Returns the index as it is now, which has not all.
+    fn index(&self) -> Result<Index, Refusal> {
+        let index = self.index.borrow().clone();
+        index.ok_or_else(|| Refusal::Unknown(keeper::MAKING.to_owned()))
+    }
+
+    /// Asks an index, which proves nothing if it cannot be read.
     async fn indexed<T: Send + 'static>(
         &self,
+        index: Index,
         ask: impl FnOnce(&Index) -> Result<T, IndexError> + Send + 'static,
     ) -> Result<T, Refusal> {
-        let index = self.index.borrow().clone();
-        let index = index.ok_or_else(|| Refusal::Unknown(keeper::MAKING.to_owned()))?;
         self.executor.run(move || ask(&index)).await.map_err(unsure)
     }
 

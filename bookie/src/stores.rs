@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::pending;
 use std::mem;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ struct Health {
     gauge: Gauge,
     read_only: watch::Receiver<bool>,
     /// It may have lost ledgers.
-    damaged: bool,
+    damaged: Arc<AtomicBool>,
     /// A ledger of which it could not say whether it has it.
     unsure_of: Mutex<Option<LedgerId>>,
 }
@@ -261,7 +261,7 @@ impl Stores {
         }
         let members = &self.0.members;
         // It may have lost the ledger, and has rules for that.
-        if let Some(damaged) = members.iter().position(|member| member.health.damaged) {
+        if let Some(damaged) = members.iter().position(|member| member.health.is_damaged()) {
             return Ok(damaged);
         }
         let spaces: Vec<_> = members.iter().map(|member| member.health.gauge.space()).collect();
@@ -347,13 +347,17 @@ async fn open_one(
     let health = Health {
         gauge: Gauge::new(dir, min_free),
         read_only: store.read_only(),
-        damaged: store.is_damaged(),
+        damaged: store.damaged(),
         unsure_of: Mutex::default(),
     };
     Ok((Member { store, health: Arc::new(health), begun: AtomicU64::new(0) }, task))
 }
 
 impl Health {
+    fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
     /// Says whether no new ledger may be placed there.
     fn takes_none(&self) -> bool {
         *self.read_only.borrow() || self.gauge.level() != Level::Plenty
@@ -404,7 +408,7 @@ impl Watcher {
     }
 
     fn tell(&self) {
-        let may_have_lost = |it: &Arc<Health>| it.damaged || it.unsure_of().is_some();
+        let may_have_lost = |it: &Arc<Health>| it.is_damaged() || it.unsure_of().is_some();
         let takes_none = self.healths.iter().all(|it| it.takes_none());
         let read_only = self.broken || takes_none || self.healths.iter().any(may_have_lost);
         self.read_only.send_if_modified(|told| mem::replace(told, read_only) != read_only);

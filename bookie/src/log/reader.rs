@@ -183,6 +183,10 @@ impl Files {
             Err(LogError::Io { source, file, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Err(ReadError::Gone { file })
             }
+            // Its file has become another's in this moment.
+            Err(LogError::Refused { file, .. }) if self.is_gone(number) => {
+                Err(ReadError::Gone { file })
+            }
             Err(error) => Err(error.into()),
             Ok(None) => Err(corrupt(number, 0)),
             Ok(Some(segment)) => {
@@ -195,6 +199,14 @@ impl Files {
                 Ok(segment)
             }
         }
+    }
+}
+
+impl Files {
+    /// Says whether there is no segment of this number any more.
+    fn is_gone(&self, number: SegmentNumber) -> bool {
+        let opened = self.disk.open(&number.to_string());
+        opened.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 }
 

@@ -71,10 +71,12 @@ impl Batches {
         let begin = |batch: &Batch| (batch.segment, batch.offset);
         let after = self.batches.partition_point(|batch| begin(batch) <= (segment, offset));
         let batch = &self.batches[after.checked_sub(1)?];
+        if batch.segment != segment {
+            return None;
+        }
         let start = (offset - batch.offset) as usize + HEADER_BYTES;
         let end = start + payload_bytes as usize;
-        (batch.segment == segment && end <= batch.bytes.len())
-            .then(|| batch.bytes.slice(start..end))
+        (end <= batch.bytes.len()).then(|| batch.bytes.slice(start..end))
     }
 }
 

@@ -155,8 +155,7 @@ pub fn open(
     }
     replay.expect(known, newest.as_ref(), last);
     if replay.segments.keys().any(|number| !present.contains(number)) {
-        let newest = newest.as_ref().map_or(last, |(number, _)| *number);
-        let since = known.map_or(newest, |known| known.mark.segment);
+        let since = newest.as_ref().map_or(since, |(number, _)| *number);
         replay.find_dropped(&*disk, settings.log, present.range(since..))?;
     }
     let next = replay.segments.last_key_value().map_or(last, |(highest, _)| *highest).next();
@@ -210,30 +209,23 @@ struct Replay<'a, 'v> {
 }
 
 impl Replay<'_, '_> {
-    /// Finds out which segments there have to be: those that are known, or that the newest header
-    /// lists, and those since, which could not be dropped yet.
+    /// Finds out which segments there have to be: those that the newest header lists, and those
+    /// since, which could not be dropped before; without a header, those that are known. What is
+    /// known may be from long before the header.
     fn expect(
         &mut self,
         known: Option<&Known>,
         newest: Option<&(SegmentNumber, Ends)>,
         last: SegmentNumber,
     ) {
-        let since = match (known, newest) {
-            (Some(known), _) => {
-                self.segments.clone_from(&known.segments);
-                known.mark.segment
-            }
-            (None, Some((number, earlier))) => {
-                self.segments.clone_from(earlier);
-                *number
-            }
-            (None, None) => SegmentNumber::FIRST,
+        let (since, segments) = match (newest, known) {
+            (Some((number, earlier)), _) => (*number, earlier.clone()),
+            (None, Some(known)) => (known.mark.segment, known.segments.clone()),
+            (None, None) => (SegmentNumber::FIRST, Ends::new()),
         };
+        self.segments = segments;
         for number in (since.0..=last.0.max(since.0)).map(SegmentNumber) {
             self.segments.entry(number).or_insert(0);
-        }
-        for (number, end) in newest.into_iter().flat_map(|(_, earlier)| earlier) {
-            self.segments.entry(*number).and_modify(|known| *known = *end);
         }
     }
 

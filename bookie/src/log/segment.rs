@@ -66,6 +66,8 @@ impl Segment {
         })?;
         let (name, file) = spares.take(disk).map_err(LogError::io("make", number))?;
         let make = || {
+            // Or the spare could have its old name again, with this header in it.
+            disk.sync_names()?;
             file.reserve(0, encoded.bytes().len() as u64)?;
             file.write_blocks(0, encoded.bytes())?;
             disk.rename(&name, &number.to_string())?;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::disk::{Disk, DiskFile};
 
 /// The most files that wait; more are removed.
-const SPARES_MAX: usize = 8;
+const SPARES_MAX: usize = 2;
 const PREFIX: &str = "spare-";
 /// What a file is called until it is a segment, when there is no spare.
 const FRESH: &str = "spare-fresh";
@@ -29,6 +29,12 @@ impl Spares {
             Some(name) => disk.open(&name).map(|file| (name, file)),
             None => Ok((FRESH.to_owned(), disk.create(FRESH)?)),
         }
+    }
+
+    /// Removes a spare, so that its room can be used; says whether there was one.
+    pub(super) fn discard(&self, disk: &dyn Disk) -> io::Result<bool> {
+        let spare = self.names().pop();
+        spare.map_or(Ok(false), |name| disk.remove(&name).map(|()| true))
     }
 
     /// Takes back a file that was not used.

@@ -1,6 +1,7 @@
 //! Appends records, many a sync.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::replay::Settings;
 use super::segment::{Ends, SEGMENT_BYTES_MAX, Segment};
 use super::spares::Spares;
 use super::{KIND_DROPPED, LogError, Mark, Place, SegmentNumber};
-use crate::disk::{BLOCK_BYTES, Disk};
+use crate::disk::{BLOCK_BYTES, Disk, DiskFile, is_full};
 use crate::executor::Executor;
 
 /// A batch is full with the records that reach this.
@@ -297,11 +298,25 @@ impl Tail {
         let segment = self.segment.as_ref().filter(|_| end > self.reserved);
         if let Some(Segment { file, number, .. }) = segment {
             // In large steps: each by itself would make a sync dearer.
-            let more = (end - self.reserved).next_multiple_of(RESERVED_BYTES);
-            file.reserve(self.reserved, more).map_err(LogError::io("get room for", number))?;
-            self.reserved += more;
+            let little = end - self.reserved;
+            let much = little.next_multiple_of(RESERVED_BYTES);
+            let got =
+                self.reserve_some(&**file, much).or_else(|_| self.reserve_some(&**file, little));
+            self.reserved += got.map_err(LogError::io("get room for", number))?;
         }
         Ok(self.segment.take().expect("there is one by now"))
+    }
+}
+
+impl Tail {
+    /// Lets the disk set aside room behind what it has; in place of spares, if it has no other.
+    fn reserve_some(&self, file: &dyn DiskFile, bytes: u64) -> io::Result<u64> {
+        loop {
+            match file.reserve(self.reserved, bytes) {
+                Err(error) if is_full(&error) && self.spares.discard(&*self.disk)? => {}
+                reserved => return reserved.map(|()| bytes),
+            }
+        }
     }
 }
 

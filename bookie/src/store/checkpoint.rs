@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::io;
 use std::mem;
+use std::sync::Arc;
 
 use inkfast_protocol::{EntryId, LedgerId};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
+use tokio::time::{Duration, sleep};
 
 use super::ledgers::Change;
+use crate::disk::is_full;
 use crate::executor::Executor;
 use crate::index::{Checkpoint, Index, IndexError, SegmentInfo, StoredLedger};
 use crate::log::{Mark, Place, SegmentNumber};
@@ -18,6 +21,10 @@ use crate::log::{Mark, Place, SegmentNumber};
 const CHECKPOINT_BYTES: u64 = if cfg!(test) { 64 << 10 } else { 64 << 20 };
 /// A checkpoint begins after so many entries.
 pub(super) const CHECKPOINT_ENTRIES: usize = if cfg!(test) { 40 } else { 500_000 };
+/// A checkpoint begins with so many ledgers in memory: it lets those go that are not used.
+const CHECKPOINT_LEDGERS: usize = 100_000;
+/// The pause before a full disk is asked again.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// With so many entries that no checkpoint has taken, nothing more is let in.
 pub(super) const RECENT_ENTRIES_MAX: usize = 4 * CHECKPOINT_ENTRIES;
 
@@ -88,14 +95,22 @@ pub(super) struct Indexing {
     executor: Executor,
     /// The bytes of the log since the last checkpoint began.
     bytes: u64,
-    running: Option<JoinHandle<Result<Indexed, IndexError>>>,
+    /// At most one, which ends with this.
+    running: JoinSet<Result<Indexed, IndexError>>,
     /// What was verified since the last checkpoint began.
     verified: BTreeMap<SegmentNumber, u64>,
 }
 
 impl Indexing {
-    pub(super) const fn new(index: Index, durable: Durable, executor: Executor) -> Self {
-        Self { index, durable, executor, bytes: 0, running: None, verified: BTreeMap::new() }
+    pub(super) fn new(index: Index, durable: Durable, executor: Executor) -> Self {
+        Self {
+            index,
+            durable,
+            executor,
+            bytes: 0,
+            running: JoinSet::new(),
+            verified: BTreeMap::new(),
+        }
     }
 
     /// Returns the index.
@@ -118,14 +133,15 @@ impl Indexing {
         self.verified.insert(number, at_ms);
     }
 
-    /// Whether it is time for a checkpoint, with so many entries that are not in the index.
-    pub(super) const fn is_due(&self, entries: usize) -> bool {
+    /// Whether it is time for a checkpoint, with so many entries that are not in the index, and so
+    /// many ledgers in memory.
+    pub(super) fn is_due(&self, entries: usize, ledgers: usize) -> bool {
         let much = self.bytes >= CHECKPOINT_BYTES || entries >= CHECKPOINT_ENTRIES;
-        much && self.running.is_none()
+        (much || ledgers >= CHECKPOINT_LEDGERS) && !self.is_running()
     }
 
-    pub(super) const fn is_running(&self) -> bool {
-        self.running.is_some()
+    pub(super) fn is_running(&self) -> bool {
+        !self.running.is_empty()
     }
 
     /// Begins a checkpoint of all changes up to the last batch that is durable. None may be running.
@@ -134,19 +150,26 @@ impl Indexing {
         let (index, executor) = (self.index.clone(), self.executor);
         let mut checkpoint = self.durable.checkpoint(changes);
         checkpoint.verified = mem::take(&mut self.verified);
-        let commit = move || {
-            let segments = index.commit(&checkpoint)?;
-            Ok(Indexed { segments, growing: checkpoint.mark.segment })
+        let commit = async move {
+            let (growing, checkpoint) = (checkpoint.mark.segment, Arc::new(checkpoint));
+            loop {
+                let (index, checkpoint) = (index.clone(), checkpoint.clone());
+                match executor.run(move || index.commit(&checkpoint)).await {
+                    Err(IndexError::Io(error)) if is_full(&error) => {
+                        tracing::warn!(%error, "the index waits for room");
+                        sleep(FULL_PAUSE).await;
+                    }
+                    done => return Ok(Indexed { segments: done?, growing }),
+                }
+            }
         };
-        self.running = Some(tokio::spawn(executor.run(commit)));
+        self.running.spawn(commit);
     }
 
     /// Waits for the end of the checkpoint that is running; for ever if there is none. Safe to
     /// cancel.
     pub(super) async fn ended(&mut self) -> Result<Indexed, IndexError> {
-        let Some(running) = &mut self.running else { return pending().await };
-        let ended = running.await;
-        self.running = None;
+        let Some(ended) = self.running.join_next().await else { return pending().await };
         ended.unwrap_or_else(|error| Err(IndexError::Io(io::Error::other(error))))
     }
 

@@ -15,6 +15,8 @@ use crate::record;
 
 /// How often it is looked for segments of which little is needed.
 const PAUSE: Duration = Duration::from_secs(10);
+/// After so many looks what could not be freed is tried again.
+const LOOKS_STUCK: u32 = 360;
 /// How fast entries are written again, in bytes a second.
 const BYTES_PER_SECOND: u64 = 32 << 20;
 /// How much of a segment is looked through in one turn of the executor.
@@ -32,8 +34,11 @@ const STATE_BYTES: u64 = 128;
 pub(crate) async fn run(store: Store) {
     // Those of which something cannot be moved.
     let mut stuck = BTreeSet::new();
-    loop {
+    for look in 1_u32.. {
         sleep(PAUSE).await;
+        if look.is_multiple_of(LOOKS_STUCK) {
+            stuck.clear();
+        }
         if let Err(refusal) = free_all(&store, &mut stuck).await {
             tracing::warn!(%refusal, "cannot make room");
         }
@@ -57,7 +62,12 @@ pub(super) async fn step(
     let least = worth.min_by_key(|(_, info)| info.live_bytes);
     let Some((number, info)) = least else { return Ok(false) };
     tracing::debug!(segment = %number, ?info, "what is needed of it is written again");
-    Compaction { store, number, end: info.bytes, began: Instant::now(), moved: 0 }.run().await?;
+    let compaction = Compaction { store, number, end: info.bytes, began: Instant::now(), moved: 0 };
+    if let Err(refusal) = compaction.run().await {
+        tracing::warn!(segment = %number, %refusal, "what is needed of it cannot be written again");
+        stuck.insert(number);
+        return Ok(true);
+    }
     store.checkpoint().await?;
     if let Some((segments, _)) = store.segments().await?
         && segments.get(&number).is_some_and(|info| !info.is_dead())
@@ -131,7 +141,7 @@ impl Compaction<'_> {
             part.retain_needed(index)?;
             Ok((part, next))
         };
-        let (part, next) = self.store.indexed(read).await?;
+        let (part, next) = self.store.indexed(self.store.index()?, read).await?;
         match part.unknown {
             Some(why) => Err(Refusal::Unknown(why)),
             None => Ok((part, next.map_err(|error| Refusal::Unknown(error.to_string()))?)),

@@ -237,6 +237,11 @@ impl Ledgers {
         }
     }
 
+    /// Returns how many ledgers are in memory.
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
     /// Returns how many entries no checkpoint has taken.
     pub(super) const fn recent(&self) -> usize {
         self.recent

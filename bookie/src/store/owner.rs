@@ -108,14 +108,6 @@ impl Owner {
             let writing = !matches!(self.standing, Standing::Failed(_));
             // There is room again when a checkpoint has ended; a store that writes has one then.
             let has_room = self.ledgers.recent() < RECENT_ENTRIES_MAX || !writing;
-            let log = &self.log;
-            let next_command = async {
-                if writing {
-                    // A log that has failed is not written to.
-                    let _ = log.ready().await;
-                }
-                commands.recv().await
-            };
             tokio::select! {
                 durable = completions.next(), if !log_has_failed => match durable {
                     Ok(batch) => self.on_durable(batch),
@@ -125,11 +117,13 @@ impl Owner {
                     }
                 },
                 ended = self.indexing.ended() => self.on_indexed(ended),
-                () = index.damaged() => {
+                // A log that has failed is not opened again.
+                () = index.damaged(), if !log_has_failed => {
                     self.give_up(completions).await;
                     return Ended::IndexDamaged;
                 }
-                command = next_command, if has_room => match command {
+                // What waits for the log is bounded by the room that its entries hold.
+                command = commands.recv(), if has_room => match command {
                     Some(command) => self.on_command(command).await,
                     None => break,
                 },
@@ -142,9 +136,6 @@ impl Owner {
     /// Refuses whoever waits, and lets the log end with what it was given.
     async fn give_up(mut self, mut completions: Completions<Token>) {
         self.fail(keeper::MAKING);
-        if self.indexing.is_running() {
-            let _ = self.indexing.ended().await;
-        }
         drop(self);
         while let Ok(Some(_)) = completions.next().await {}
     }
@@ -206,17 +197,19 @@ impl Owner {
                     deleted: ledger.stored().deleted,
                 });
                 // Whoever asked may be gone.
-                let _ = state.send(known);
+                let _ = state.send(known.ok_or_else(|| self.indexing.index()));
             }
             Command::Knows { ledger, known } => {
-                let _ = known.send(self.ledgers.get(ledger).is_some_and(Ledger::is_known));
+                let is_known = self.ledgers.get(ledger).is_some_and(Ledger::is_known);
+                let _ = known.send((!is_known).then(|| self.indexing.index()));
             }
             Command::Locate { ledger, entries, located } => {
                 let known = self.ledgers.get(ledger);
                 let places = entries.into_iter().map(|entry| known?.find(entry)).collect();
                 let deleted = known.is_some_and(|known| known.stored().deleted);
                 let missing = if deleted { Refusal::Deleted } else { self.missing() };
-                let _ = located.send(Located { places, missing });
+                let index = self.indexing.index();
+                let _ = located.send(Located { places, missing, index });
             }
             Command::Follow { ledger, tip } => {
                 let loaded = self.load(ledger).await;
@@ -358,7 +351,10 @@ impl Owner {
 
     pub(super) fn checkpoint_if_due(&mut self) {
         let can = !matches!(self.standing, Standing::Failed(_)) && !self.indexing.is_running();
-        if can && (self.indexing.is_due(self.ledgers.recent()) || self.upkeep.wants_checkpoint()) {
+        if can
+            && (self.indexing.is_due(self.ledgers.recent(), self.ledgers.len())
+                || self.upkeep.wants_checkpoint())
+        {
             self.upkeep.on_checkpoint();
             self.indexing.begin(self.ledgers.freeze());
         }

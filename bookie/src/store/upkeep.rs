@@ -42,11 +42,11 @@ pub(super) enum Command {
     Checkpoint {
         done: oneshot::Sender<()>,
     },
-    /// Of which ledgers in memory there is something that could be deleted; none if only the index
-    /// can tell.
+    /// Of which ledgers in memory there is something that could be deleted, none if only the index
+    /// can tell; and the index.
     OfUse {
         ledgers: Vec<LedgerId>,
-        of_use: oneshot::Sender<Vec<Option<bool>>>,
+        of_use: oneshot::Sender<(Vec<Option<bool>>, Index)>,
     },
     Verified {
         segment: SegmentNumber,
@@ -84,7 +84,8 @@ impl Store {
     /// long as they are not deleted.
     pub(crate) async fn of_use(&self, ledgers: Vec<LedgerId>) -> Result<Vec<LedgerId>, Refusal> {
         let asked = ledgers.clone();
-        let known = self.upkeep(|of_use| Command::OfUse { ledgers: asked, of_use }).await?;
+        let (known, index) =
+            self.upkeep(|of_use| Command::OfUse { ledgers: asked, of_use }).await?;
         let find = move |index: &Index| {
             let mut found = Vec::new();
             for (id, known) in ledgers.into_iter().zip(known) {
@@ -95,7 +96,7 @@ impl Store {
             }
             Ok(found)
         };
-        self.indexed(find).await
+        self.indexed(index, find).await
     }
 
     /// Brings the index up to what is durable now. What is dead then, is dropped.
@@ -137,7 +138,7 @@ impl Store {
             let Some(known) = known.filter(|_| !damaged) else { return Ok(None) };
             Ok(Some((index.segments()?, known.mark.segment)))
         };
-        self.indexed(read).await
+        self.indexed(self.index()?, read).await
     }
 
     async fn upkeep<T>(
@@ -178,7 +179,7 @@ impl Owner {
             }
             Command::OfUse { ledgers, of_use } => {
                 let known = ledgers.into_iter().map(|id| Some(self.ledgers.get(id)?.is_of_use()));
-                let _ = of_use.send(known.collect());
+                let _ = of_use.send((known.collect(), self.indexing.index()));
             }
             Command::Verified { segment, at_ms } => self.indexing.on_verified(segment, at_ms),
         }
@@ -238,7 +239,6 @@ impl Owner {
             }
             Token::Dropped(number) => {
                 tracing::info!(segment = %number, "nothing in it was needed; it was dropped");
-                self.upkeep.dropping.remove(&number);
                 self.indexing.on_dropped(number);
                 self.reader.forget(number);
             }
@@ -256,6 +256,7 @@ impl Owner {
         if !matches!(self.standing, Standing::Sound) {
             return;
         }
+        self.upkeep.dropping.retain(|number| indexed.segments.contains_key(number));
         for (&number, info) in &indexed.segments {
             let is_dead = info.is_dead() && number < indexed.growing;
             if is_dead && self.upkeep.dropping.insert(number) {
