@@ -160,13 +160,17 @@ impl Bookies {
 /// Asks a bookie that has failed until it answers. One that does not run is not asked: when it comes
 /// back, that is as good as an answer.
 async fn probe(bookies: Weak<Shared>, bookie: BookieId, pause: Duration) {
-    // Any ledger will do, also one that there never was.
+    // Any ledger will do, also one that there never was or is no more.
     let Some(ledger) = LedgerId::new(0) else { return };
     loop {
         sleep(pause).await;
         let Some(bookies) = bookies.upgrade().map(Bookies) else { return };
         let runs = bookies.registry().registration(bookie).is_some();
-        if !runs || bookies.last_add_confirmed(bookie, ledger, false).await.is_ok() {
+        let answers = async {
+            let answer = bookies.last_add_confirmed(bookie, ledger, false).await;
+            matches!(answer, Ok(_) | Err(Refusal::Deleted))
+        };
+        if !runs || answers.await {
             return bookies.registry().answered(bookie);
         }
     }

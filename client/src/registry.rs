@@ -19,7 +19,8 @@ use crate::placement::Candidate;
 const FAILED_LATELY: Duration = Duration::from_secs(60);
 /// The pause before a bookie that has failed is asked again.
 const PROBE_PAUSE_MIN: Duration = Duration::from_secs(1);
-const PROBE_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Much shorter than writers wait, or they would give up while it is back already.
+const PROBE_PAUSE_MAX: Duration = Duration::from_secs(4);
 /// The pause before the registrations are read anew.
 const PAUSE: Duration = Duration::from_millis(500);
 

@@ -79,3 +79,20 @@ fn who_has_a_deleted_ledger_open_still_is_told_so() {
     until("refused", || after_absence.is_refused_to_read(&library));
     library.run(after_absence.assert_refused());
 }
+
+/// Bookies that have failed are asked for the first ledger until they answer.
+#[test]
+fn a_bookie_is_taken_back_though_the_first_ledger_is_gone() {
+    let mut cluster = Cluster::start(BOOKIES);
+    let (library, client) = library(&cluster);
+    let first = library.run(Late::new(&client)).unwrap();
+    assert_eq!(first.writer.id().get(), 0);
+    library.run(client.delete_ledger(first.writer.id())).unwrap();
+    until("collected", || first.is_refused_to_read(&library));
+
+    let writer = library.run(create(&client, BOOKIES, BOOKIES)).unwrap();
+    library.run(append(&writer, 0..ENTRIES, bytes)).unwrap();
+    cluster.bookies[0].kill();
+    cluster.bookies[0].restart();
+    library.run(append(&writer, ENTRIES..2 * ENTRIES, bytes)).unwrap();
+}

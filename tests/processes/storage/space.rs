@@ -9,7 +9,7 @@ use super::{
     write_mixed,
 };
 use crate::cluster::Cluster;
-use crate::load::rounds;
+use crate::load::{rounds, until};
 
 #[test]
 fn what_is_written_and_deleted_takes_no_more_room_each_time() {
@@ -38,6 +38,7 @@ fn what_is_written_and_deleted_takes_no_more_room_each_time() {
 fn what_stays_is_whole_while_and_after_it_is_moved() {
     // Of three ledgers that are mixed in the log one stays.
     const SETS: usize = 2;
+    const MOVED_BYTES: u64 = 16 << 20;
     const ENTRIES: u64 = (100 << 20) / LARGE as u64;
     let mut cluster = Cluster::start(1);
     let (library, client) = library(&cluster);
@@ -50,9 +51,14 @@ fn what_stays_is_whole_while_and_after_it_is_moved() {
     }
     library.run(delete(&client, &deleted));
 
+    // In the midst of it.
+    let before = log_bytes(&dir);
+    until("being moved", || log_bytes(&dir) >= before + MOVED_BYTES);
+    cluster.bookies[0].kill();
+    cluster.bookies[0].restart();
     let stopped = Arc::new(AtomicBool::new(false));
     let reading = {
-        let (client, kept, stopped) = (client.clone(), kept.clone(), Arc::clone(&stopped));
+        let (client, kept, stopped) = (library.client(), kept.clone(), Arc::clone(&stopped));
         library.spawn(async move {
             let mut times = 0;
             while !stopped.load(Ordering::Relaxed) {
@@ -63,7 +69,6 @@ fn what_stays_is_whole_while_and_after_it_is_moved() {
         })
     };
     let kept_bytes = SETS as u64 * ENTRIES * LARGE as u64;
-    let before = log_bytes(&dir);
     wait_collected(&dir, kept_bytes + SEGMENT_BYTES);
     stopped.store(true, Ordering::Relaxed);
     let times = library.run(reading).unwrap();
