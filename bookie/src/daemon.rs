@@ -1,6 +1,7 @@
 //! The bookie as a whole: from its directories to its registration.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,11 +23,13 @@ use crate::identity::BookieIdentity;
 use crate::registration::Registrar;
 use crate::service::BookieService;
 use crate::space::MinFree;
-use crate::store::compaction;
+use crate::store::{compaction, scrub};
 use crate::stores::{Opened, Stores};
 
 /// Who may open streams to a bookie.
 const CALLERS: &[Role] = &[Role::Client, Role::Bookie, Role::Admin];
+/// How fast each directory is verified if nothing is said.
+const SCRUB_BYTES_PER_SECOND: u64 = 8 << 20;
 /// How long a stopping bookie waits for each of its parts.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -39,6 +42,9 @@ pub struct Config {
     /// Writers are refused when a directory has less room; if nothing is said, less than 5 % of its
     /// file system and less than 16 GiB.
     pub min_free: Option<MinFree>,
+    /// How fast the log of each directory is verified in the background, in bytes a second; 8 MiB if
+    /// nothing is said, and with 0 it is not.
+    pub scrub_rate: Option<u64>,
     /// Where to listen, `host:port`; port 0 lets the system choose.
     pub listen: String,
     /// The addresses under which clients reach the bookie; if there are none, where it listens.
@@ -102,10 +108,14 @@ impl Bookie {
             let catalog = Catalog::new(Arc::clone(&metastore_store));
             let collecting = tokio::spawn(collection::run(catalog, store.clone()));
             let compacting = tokio::spawn(compaction::run(store.clone()));
+            let scrubbing = NonZeroU64::new(config.scrub_rate.unwrap_or(SCRUB_BYTES_PER_SECOND))
+                .map(|rate| tokio::spawn(scrub::run(store.clone(), rate)));
             [
                 Part { name: "garbage collection", task: collecting },
                 Part { name: "compaction", task: compacting },
             ]
+            .into_iter()
+            .chain(scrubbing.map(|task| Part { name: "scrub", task }))
         });
         let upkeep = upkeep.collect();
         let service = tokio::spawn(serve(endpoint.clone(), BookieService::new(stores)));

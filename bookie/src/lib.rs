@@ -32,6 +32,7 @@
 //!   there is room.
 //! * After a failed write or sync it takes no more writes until it is started again, and still
 //!   serves what it has.
+//! * All of the log but its end is read again about once a week, so that what decays is noticed.
 //! * A client that is slow, or does not read what it asked for, delays itself only.
 //! * Empty directories are a new bookie, whatever address it is started on.
 //!

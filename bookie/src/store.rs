@@ -33,6 +33,7 @@ mod owner;
 mod places;
 mod reading;
 mod replay;
+pub(crate) mod scrub;
 #[cfg(test)]
 mod tests;
 mod tips;
@@ -57,6 +58,8 @@ pub(crate) struct Store {
     executor: Executor,
     read_only: watch::Receiver<bool>,
     damaged: bool,
+    /// What was found damaged while it was open.
+    decayed: Arc<scrub::Damaged>,
 }
 
 /// Why a store could not be opened.
@@ -168,7 +171,8 @@ impl Store {
         let (commands, received) = mpsc::channel(COMMANDS_MAX);
         let task = tokio::spawn(owner.run(received, completions));
         let room = Arc::new(Semaphore::new(ROOM_BYTES));
-        let store = Self { commands, room, reader, index, executor, read_only, damaged };
+        let decayed = Arc::default();
+        let store = Self { commands, room, reader, index, executor, read_only, damaged, decayed };
         Ok((store, replayed, task))
     }
 

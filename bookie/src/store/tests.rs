@@ -10,6 +10,7 @@ use crate::store::checkpoint::RECENT_ENTRIES_MAX;
 
 mod crashes;
 mod reading;
+mod scrub;
 mod upkeep;
 
 const LOG: Uuid = Uuid::from_u128(9);

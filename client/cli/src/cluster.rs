@@ -228,6 +228,7 @@ async fn start_bookies(
         let mut config = inkfast_bookie::Config {
             dirs: vec![dir.join(format!("bookie-{}", index + 1))],
             min_free: Some(MIN_FREE),
+            scrub_rate: None,
             listen,
             advertise: Vec::new(),
             metastore: metastore.clone(),

@@ -195,6 +195,10 @@ pub(crate) struct BookieSettings {
     #[arg(long, value_name = "BYTES|N%")]
     #[serde(deserialize_with = "number_or_words")]
     min_free: Option<MinFree>,
+    /// How fast each disk's entries are read and verified in the background, in bytes a second; 0
+    /// for not at all [default: 8388608]
+    #[arg(long, value_name = "BYTES")]
+    scrub_rate: Option<u64>,
 }
 
 impl BookieSettings {
@@ -214,6 +218,7 @@ impl BookieSettings {
             identity: self.identity.or(file.identity),
             rack: self.rack.or(file.rack),
             min_free: self.min_free.or(file.min_free),
+            scrub_rate: self.scrub_rate.or(file.scrub_rate),
         })
     }
 }
@@ -223,6 +228,7 @@ async fn bookie(settings: BookieSettings) -> Result<(), Failure> {
     let metastore = (!settings.metastore.is_empty()).then_some(settings.metastore);
     let config = inkfast_bookie::Config {
         min_free: settings.min_free,
+        scrub_rate: settings.scrub_rate,
         dirs: needed((!settings.dir.is_empty()).then_some(settings.dir), "dir")?,
         listen: needed(settings.listen, "listen")?,
         advertise: settings.advertise,
