@@ -37,7 +37,7 @@ use pages::{Backend, Pages};
 use rows::{LEDGERS, META, SEGMENTS};
 use runs::RUNS;
 
-const FILE: &str = "index.redb";
+pub(crate) const FILE: &str = "index.redb";
 /// One that is not whole yet.
 const NEW_FILE: &str = "index.redb.new";
 /// How many places are read at once where all are looked at.

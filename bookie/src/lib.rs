@@ -40,7 +40,7 @@
 //! [`disk`] is the seam to the files, with one implementation that loses what was not synced;
 //! [`log`] knows records and nothing of ledgers; `index` knows where entries are; `store` knows
 //! ledgers and nothing of the network; `stores` knows all directories; `service` and `registration`
-//! face the cluster.
+//! face the cluster. [`doctor`] looks at the directory of a bookie that does not run.
 //!
 //! # Not here
 //! Nothing is ever deleted from the log yet, and a disk that is full for all that counts as a failed
@@ -55,6 +55,7 @@ mod collection;
 mod daemon;
 mod directories;
 pub mod disk;
+pub mod doctor;
 mod error;
 pub mod executor;
 mod identity;
