@@ -58,6 +58,8 @@ pub mod disk;
 pub mod doctor;
 mod error;
 pub mod executor;
+#[cfg(test)]
+mod fuzz;
 mod identity;
 mod index;
 pub mod log;
