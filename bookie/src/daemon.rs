@@ -1,6 +1,7 @@
 //! The bookie as a whole: from its directories to its registration.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,11 +24,13 @@ use crate::memory::{DEFAULT_BYTES, LEAST_BYTES};
 use crate::registration::Registrar;
 use crate::service::BookieService;
 use crate::space::MinFree;
-use crate::store::compaction;
+use crate::store::{compaction, scrub};
 use crate::stores::{Opened, Stores};
 
 /// Who may open streams to a bookie.
 const CALLERS: &[Role] = &[Role::Client, Role::Bookie, Role::Admin];
+/// How fast each directory is verified if nothing is said.
+const SCRUB_BYTES_PER_SECOND: u64 = 8 << 20;
 /// How long a stopping bookie waits for each of its parts.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -43,6 +46,9 @@ pub struct Config {
     /// How many bytes of memory it may take for entries that wait, for what was written last, and
     /// for its indexes; if nothing is said, 256 MiB, and never less than 32 MiB. The process takes some 100 MiB more.
     pub memory_bytes: Option<u64>,
+    /// How fast the log of each directory is verified in the background, in bytes a second; 8 MiB if
+    /// nothing is said, and with 0 it is not.
+    pub scrub_rate: Option<u64>,
     /// Where to listen, `host:port`; port 0 lets the system choose.
     pub listen: String,
     /// The addresses under which clients reach the bookie; if there are none, where it listens.
@@ -107,10 +113,14 @@ impl Bookie {
             let catalog = Catalog::new(Arc::clone(&metastore_store));
             let collecting = tokio::spawn(collection::run(catalog, store.clone()));
             let compacting = tokio::spawn(compaction::run(store.clone()));
+            let scrubbing = NonZeroU64::new(config.scrub_rate.unwrap_or(SCRUB_BYTES_PER_SECOND))
+                .map(|rate| tokio::spawn(scrub::run(store.clone(), rate)));
             [
                 Part { name: "garbage collection", task: collecting },
                 Part { name: "compaction", task: compacting },
             ]
+            .into_iter()
+            .chain(scrubbing.map(|task| Part { name: "scrub", task }))
         });
         let upkeep = upkeep.collect();
         let service = tokio::spawn(serve(endpoint.clone(), BookieService::new(stores)));

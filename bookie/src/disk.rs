@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 mod memory;
 mod os;
+mod overlay;
 
 pub use memory::{MemoryDisk, Unsynced};
 pub use os::OsDisk;
+pub(crate) use overlay::Overlay;
 
 /// What begins and ends a write of [`DiskFile::write_blocks`]: a multiple of every usual sector.
 pub const BLOCK_BYTES: usize = 4096;
@@ -126,8 +128,9 @@ mod tests {
     }
 
     #[test]
-    fn both_disks_conform() {
+    fn all_disks_conform() {
         conforms(&MemoryDisk::new());
+        conforms(&Overlay::new(Arc::new(MemoryDisk::new())));
         let dir = tempfile::tempdir().unwrap();
         conforms(&OsDisk::open(&dir.path().join("not/yet/there")).unwrap());
     }

@@ -38,9 +38,11 @@ use pages::{Backend, Pages};
 use rows::{LEDGERS, META, SEGMENTS};
 use runs::RUNS;
 
-const FILE: &str = "index.redb";
+pub(crate) const FILE: &str = "index.redb";
 /// One that is not whole yet.
 const NEW_FILE: &str = "index.redb.new";
+/// How many places are read at once where all are looked at.
+const PLACES_AT_ONCE: usize = if cfg!(test) { 100 } else { 4096 };
 
 /// The index of one log. Clones are handles of the same one; the last that is dropped closes it.
 #[derive(Clone)]
@@ -185,7 +187,6 @@ impl Index {
     }
 
     /// Returns what is known of the next ledgers behind one, at most so many.
-    #[cfg_attr(not(test), expect(dead_code, reason = "garbage collection uses it next"))]
     pub(crate) fn ledgers(
         &self,
         after: Option<LedgerId>,
@@ -224,7 +225,6 @@ impl Index {
     }
 
     /// Returns the places of the next entries of a ledger behind one, at most so many.
-    #[cfg_attr(not(test), expect(dead_code, reason = "garbage collection uses it next"))]
     pub(crate) fn places(
         &self,
         ledger: LedgerId,
@@ -244,6 +244,29 @@ impl Index {
             }
             Ok(places)
         })
+    }
+
+    /// Shows where the entries of the next ledgers behind one are, of at most so many ledgers, and
+    /// returns the last of those; none if there are no more.
+    pub(crate) fn each_place(
+        &self,
+        after: Option<LedgerId>,
+        max: usize,
+        visit: &mut dyn FnMut(LedgerId, EntryId, Place),
+    ) -> Result<Option<LedgerId>, IndexError> {
+        let ledgers = self.ledgers(after, max)?;
+        for &(ledger, _) in &ledgers {
+            let mut last = None;
+            loop {
+                let places = self.places(ledger, last, PLACES_AT_ONCE)?;
+                places.iter().for_each(|(entry, place)| visit(ledger, *entry, *place));
+                last = places.last().map(|(entry, _)| *entry);
+                if places.len() < PLACES_AT_ONCE {
+                    break;
+                }
+            }
+        }
+        Ok(ledgers.last().map(|(ledger, _)| *ledger))
     }
 
     /// Says whether some of the log was lost once.

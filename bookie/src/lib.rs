@@ -43,6 +43,7 @@
 //! * Of a ledger that the metastore says was deleted it keeps only that, and of any other everything.
 //! * After a failed write or sync it takes no more writes until it is started again, and still
 //!   serves what it has.
+//! * All of the log but its end is read again about once a week, so that what decays is noticed.
 //! * A client that is slow, or does not read what it asked for, delays itself only.
 //! * Empty directories are a new bookie, whatever address it is started on.
 //!
@@ -50,7 +51,7 @@
 //! [`disk`] is the seam to the files, with one implementation that loses what was not synced;
 //! [`log`] knows records and nothing of ledgers; `index` knows where entries are; `store` knows
 //! ledgers and nothing of the network; `stores` knows all directories; `service` and `registration`
-//! face the cluster.
+//! face the cluster. [`doctor`] looks at the directory of a bookie that does not run.
 //!
 //! # Not here
 //! A log that has lost something is not compacted, and stays as it is: nothing is fetched from other
@@ -66,8 +67,11 @@ mod collection;
 mod daemon;
 mod directories;
 pub mod disk;
+pub mod doctor;
 mod error;
 pub mod executor;
+#[cfg(test)]
+mod fuzz;
 mod identity;
 mod index;
 pub mod log;

@@ -55,6 +55,7 @@ pub use record::PAYLOAD_BYTES_MAX;
 pub use replay::{Cut, Damage, Known, Replayed, Settings, Shown, Visit, create, open};
 pub use scan::Found;
 pub use segment::SEGMENT_BYTES_MAX;
+pub(crate) use segment::{Extent, ends};
 pub use writer::{
     APPEND_BYTES_MAX, Append, Appender, BATCH_BYTES_MAX, Batch, Completions, Durable, Failed,
     QUEUE_BYTES_MAX, Tail,

@@ -35,6 +35,7 @@ mod owner;
 mod places;
 mod reading;
 mod replay;
+pub(crate) mod scrub;
 #[cfg(test)]
 mod tests;
 mod tips;
@@ -60,6 +61,8 @@ pub(crate) struct Store {
     executor: Executor,
     read_only: watch::Receiver<bool>,
     damaged: Arc<AtomicBool>,
+    /// What was found damaged while it was open.
+    decayed: Arc<scrub::Damaged>,
 }
 
 /// Why a store could not be opened.
@@ -199,8 +202,17 @@ impl Store {
         let task = tokio::spawn(keeper.run(opened, received));
         let room = Arc::new(Semaphore::new(memory.room_bytes));
         let room_bytes = memory.room_bytes;
-        let store =
-            Self { commands, room, room_bytes, reader, index, executor, read_only, damaged };
+        let store = Self {
+            commands,
+            room,
+            room_bytes,
+            reader,
+            index,
+            executor,
+            read_only,
+            damaged,
+            decayed: Arc::default(),
+        };
         Ok((store, replayed, task))
     }
 

@@ -18,6 +18,7 @@ mod changes;
 mod cluster;
 mod daemons;
 mod dirs;
+mod doctor;
 mod kills;
 mod load;
 mod metastores;

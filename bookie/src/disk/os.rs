@@ -19,6 +19,8 @@ pub struct OsDisk {
     path: PathBuf,
     /// Open for as long as the directory is ours: it carries the lock, and syncs the names.
     directory: File,
+    /// Whether files are opened for writing.
+    writes: bool,
 }
 
 impl OsDisk {
@@ -26,9 +28,18 @@ impl OsDisk {
     /// has it, in this process or another.
     pub fn open(path: &Path) -> io::Result<Self> {
         make_directory(path)?;
+        Self::lock(path, true)
+    }
+
+    /// Opens a directory of which nothing can be changed; otherwise as [`open`](Self::open).
+    pub fn open_to_read(path: &Path) -> io::Result<Self> {
+        Self::lock(path, false)
+    }
+
+    fn lock(path: &Path, writes: bool) -> io::Result<Self> {
         let directory = File::open(path)?;
         match directory.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), directory }),
+            Ok(()) => Ok(Self { path: path.to_owned(), directory, writes }),
             Err(TryLockError::WouldBlock) => Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 format!("{} is in use by another process; stop that first", path.display()),
@@ -36,15 +47,23 @@ impl OsDisk {
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
+
+    fn check_writes(&self) -> io::Result<()> {
+        match self.writes {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "opened to read")),
+        }
+    }
 }
 
 impl Disk for OsDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).open(self.path.join(name))?;
+        let file = OpenOptions::new().read(true).write(self.writes).open(self.path.join(name))?;
         Ok(Arc::new(OsFile::new(file)))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.check_writes()?;
         Ok(Arc::new(OsFile::new(File::create_new(self.path.join(name))?)))
     }
 
@@ -59,10 +78,12 @@ impl Disk for OsDisk {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
+        self.check_writes()?;
         fs::remove_file(self.path.join(name))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.check_writes()?;
         fs::rename(self.path.join(from), self.path.join(to))
     }
 

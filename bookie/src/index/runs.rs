@@ -269,3 +269,42 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::Index as Choice;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decoded_without_panic(bytes: Vec<u8>) {
+            if let Some(entries) = decode(&bytes) {
+                prop_assert!(entries.len() <= bytes.len());
+            }
+            prop_assert!(Run::open((7, 9), &bytes).is_err());
+        }
+
+        #[test]
+        fn a_changed_row_is_none(steps in prop::collection::vec(1_u64..300, 1..50), at: Choice, flip in 1_u8..) {
+            let mut entry = 0;
+            let entries = steps.iter().map(|step| {
+                entry += step;
+                let offset = u32::try_from(entry * 64).unwrap_or(u32::MAX);
+                let payload_bytes = u32::try_from(*step).unwrap_or(u32::MAX);
+                (EntryId::new(entry), Place { segment: SegmentNumber::FIRST, offset, payload_bytes })
+            });
+            let entries: Vec<_> = entries.collect();
+            let ledger = LedgerId::new(7).unwrap();
+            let (key, mut row) = close(ledger, &entries);
+            prop_assert_eq!(Run::open(key, &row).unwrap().entries, entries);
+            prop_assert!(Run::open((key.0, key.1 + 1), &row).is_err());
+            let at = at.index(row.len());
+            row[at] ^= flip;
+            prop_assert!(Run::open(key, &row).is_err());
+            row.truncate(at);
+            prop_assert!(Run::open(key, &row).is_err());
+        }
+    }
+}

@@ -112,6 +112,17 @@ impl Reader {
         self.files.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
     }
 
+    /// Lets the system forget what its cache has of a part of a segment, and reads the header anew
+    /// if that is in it. Only a hint.
+    pub(super) fn uncache(&self, number: SegmentNumber, offset: u32, bytes: u32) {
+        if let Ok(file) = self.files.disk.open(&number.to_string()) {
+            file.forget(offset.into(), bytes.into());
+        }
+        if offset == 0 {
+            self.forget(number);
+        }
+    }
+
     /// Returns a segment; it is kept open.
     pub(super) fn segment(&self, number: SegmentNumber) -> Result<Arc<Segment>, ReadError> {
         self.files.segment(number)

@@ -8,6 +8,10 @@ use crate::disk::BLOCK_BYTES;
 /// How much is read at once.
 const WINDOW_BYTES: usize = 1 << 20;
 
+/// How much is read beyond what was asked for, at most: a window, and a record that began before.
+const BEYOND_BYTES: u32 = 4 << 20;
+const _: () = assert!(WINDOW_BYTES + record::PAYLOAD_BYTES_MAX < BEYOND_BYTES as usize);
+
 /// What a scan of a segment finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found<'a> {
@@ -62,6 +66,22 @@ impl Reader {
             return Ok(None);
         }
         Ok(Some(offset).filter(|offset| *offset < end))
+    }
+
+    /// Looks through a part of a segment as [`scan`](Self::scan) does, but as the disk has it,
+    /// whatever the system's cache has; what was read does not stay there.
+    pub fn scan_disk(
+        &self,
+        number: SegmentNumber,
+        (from, end): (u32, u32),
+        bytes: u32,
+        visit: &mut dyn FnMut(Found<'_>),
+    ) -> Result<Option<u32>, ReadError> {
+        let reach = bytes.saturating_add(BEYOND_BYTES);
+        self.uncache(number, from, reach);
+        let next = self.scan(number, (from, end), bytes, visit);
+        self.uncache(number, from, reach);
+        next
     }
 }
 

@@ -149,6 +149,40 @@ pub(super) fn list(disk: &dyn Disk) -> Result<BTreeSet<SegmentNumber>, LogError>
     segments.map(parse).collect()
 }
 
+/// How far a segment reaches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    /// Where its records end, or its file does.
+    pub(crate) bytes: u32,
+    /// Whether a later segment says that its records end there.
+    pub(crate) is_known: bool,
+}
+
+/// Tells how far the segments of a log reach that are there, as the newest of them says. Blocks.
+pub(crate) fn ends(
+    disk: &dyn Disk,
+    log: Uuid,
+) -> Result<BTreeMap<SegmentNumber, Extent>, LogError> {
+    let present = list(disk)?;
+    let mut earlier = Ends::new();
+    for number in present.iter().rev() {
+        if let Some(segment) = Segment::open(disk, log, *number)? {
+            earlier = segment.earlier;
+            break;
+        }
+    }
+    let extent = |number: &SegmentNumber| {
+        let known = earlier.get(number).copied();
+        let file = || {
+            let file = disk.open(&number.to_string()).map_err(LogError::io("open", number))?;
+            file_bytes(&*file, *number)
+        };
+        let bytes = known.map_or_else(file, Ok)?;
+        Ok((*number, Extent { bytes, is_known: known.is_some() }))
+    };
+    present.iter().map(extent).collect()
+}
+
 /// Tells how long a segment's file is.
 pub(super) fn file_bytes(file: &dyn DiskFile, number: SegmentNumber) -> Result<u32, LogError> {
     // Room for the batch that goes over the limit, so that no sum of offsets overflows.

@@ -10,6 +10,7 @@ use crate::memory::Memory;
 use crate::store::checkpoint::RECENT_ENTRIES_MAX;
 
 mod reading;
+mod scrub;
 mod simulation;
 mod upkeep;
 

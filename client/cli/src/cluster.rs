@@ -229,6 +229,7 @@ async fn start_bookies(
             dirs: vec![dir.join(format!("bookie-{}", index + 1))],
             min_free: Some(MIN_FREE),
             memory_bytes: None,
+            scrub_rate: None,
             listen,
             advertise: Vec::new(),
             metastore: metastore.clone(),

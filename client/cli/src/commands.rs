@@ -9,6 +9,7 @@ use crate::{Failure, bench, config};
 
 mod certs;
 mod demo;
+mod doctor;
 mod ledger;
 mod metastore;
 mod start;
@@ -44,6 +45,9 @@ enum Command {
     /// Shows and changes the members of the metastore, backs it up and restores it
     #[command(subcommand)]
     Metastore(metastore::Metastore),
+    /// Looks at the disk of a bookie that does not run
+    #[command(subcommand)]
+    Doctor(doctor::Doctor),
     /// Measures appends, reads or the metastore, on a cluster of its own where none is configured, or
     /// the machine
     #[command(subcommand)]
@@ -75,6 +79,10 @@ impl Arguments {
                 Box::pin(ledger.run(&client)).await
             }
             Command::Metastore(metastore) => Box::pin(metastore.run(config)).await,
+            Command::Doctor(doctor) => {
+                refuse(config.is_some(), "doctor")?;
+                Box::pin(doctor.run()).await
+            }
             Command::Bench(bench) => Box::pin(bench.run(config)).await,
         }
     }

@@ -10,6 +10,7 @@
 //! * `metastore` shows and changes the members of the metastore, backs it up and restores it.
 //! * `certs` makes the certificates by which daemons and clients know each other.
 //! * `ledger` writes, reads, recovers, shows, lists and deletes ledgers.
+//! * `doctor` looks at the disk of a bookie that does not run.
 //! * `bench` loads a cluster with appends or reads, and measures.
 //!
 //! Data goes to standard output and nothing else does; errors are one line on standard error that

@@ -199,6 +199,10 @@ pub(crate) struct BookieSettings {
     /// indexes, in bytes; the process takes some 100 MiB more [default: 268435456]
     #[arg(long, value_name = "BYTES")]
     memory: Option<u64>,
+    /// How fast each disk's entries are read and verified in the background, in bytes a second; 0
+    /// for not at all [default: 8388608]
+    #[arg(long, value_name = "BYTES")]
+    scrub_rate: Option<u64>,
 }
 
 impl BookieSettings {
@@ -219,6 +223,7 @@ impl BookieSettings {
             rack: self.rack.or(file.rack),
             min_free: self.min_free.or(file.min_free),
             memory: self.memory.or(file.memory),
+            scrub_rate: self.scrub_rate.or(file.scrub_rate),
         })
     }
 }
@@ -229,6 +234,7 @@ async fn bookie(settings: BookieSettings) -> Result<(), Failure> {
     let config = inkfast_bookie::Config {
         min_free: settings.min_free,
         memory_bytes: settings.memory,
+        scrub_rate: settings.scrub_rate,
         dirs: needed((!settings.dir.is_empty()).then_some(settings.dir), "dir")?,
         listen: needed(settings.listen, "listen")?,
         advertise: settings.advertise,
