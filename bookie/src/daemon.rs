@@ -109,20 +109,8 @@ impl Bookie {
         let endpoint = Endpoint::server(&config.net, &config.identity, server).await?;
         let address = endpoint.local_addr();
         let (space, read_only) = (stores.space(), stores.read_only());
-        let upkeep = stores.all().flat_map(|store| {
-            let catalog = Catalog::new(Arc::clone(&metastore_store));
-            let collecting = tokio::spawn(collection::run(catalog, store.clone()));
-            let compacting = tokio::spawn(compaction::run(store.clone()));
-            let scrubbing = NonZeroU64::new(config.scrub_rate.unwrap_or(SCRUB_BYTES_PER_SECOND))
-                .map(|rate| tokio::spawn(scrub::run(store.clone(), rate)));
-            [
-                Part { name: "garbage collection", task: collecting },
-                Part { name: "compaction", task: compacting },
-            ]
-            .into_iter()
-            .chain(scrubbing.map(|task| Part { name: "scrub", task }))
-        });
-        let upkeep = upkeep.collect();
+        let catalog = Catalog::new(Arc::clone(&metastore_store));
+        let upkeep = keep_up(&stores, catalog, identity.id, config.scrub_rate);
         let service = tokio::spawn(serve(endpoint.clone(), BookieService::new(stores)));
         let registrar = Registrar {
             store: metastore_store,
@@ -217,6 +205,26 @@ impl Drop for Part {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Starts what keeps the stores in order.
+fn keep_up(
+    stores: &Stores,
+    catalog: Catalog,
+    bookie: BookieId,
+    scrub_rate: Option<u64>,
+) -> Vec<Part> {
+    let collecting = tokio::spawn(collection::run(catalog, bookie, stores.clone()));
+    let mut parts = vec![Part { name: "garbage collection", task: collecting }];
+    for store in stores.all() {
+        let compacting = tokio::spawn(compaction::run(store.clone()));
+        parts.push(Part { name: "compaction", task: compacting });
+        if let Some(rate) = NonZeroU64::new(scrub_rate.unwrap_or(SCRUB_BYTES_PER_SECOND)) {
+            let scrubbing = tokio::spawn(scrub::run(store.clone(), rate));
+            parts.push(Part { name: "scrub", task: scrubbing });
+        }
+    }
+    parts
 }
 
 /// Finds out whose directories they are, or formats them, and makes sure that the bookie may serve

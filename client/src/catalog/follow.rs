@@ -1,13 +1,15 @@
 //! Following what changes in the catalog: the bookies that run, one ledger's metadata, and which
 //! ledgers were deleted.
 
-use inkfast_metastore::{Change, Scan, Version, Watch};
+use std::collections::BTreeSet;
+
+use inkfast_metastore::{Change, KeyValue, Scan, Version, Watch};
 use inkfast_protocol::{BookieId, LedgerId};
 use prost::Message;
 
 use super::{
     Catalog, DELETED, REGISTRATIONS, Registration, Versioned, bookie_in, damaged, decode,
-    deleted_key, id_in, ledger_key,
+    deleted_key, ledger_key,
 };
 use crate::Error;
 
@@ -18,6 +20,15 @@ pub struct Registrations(Watch);
 pub struct Ledger {
     id: LedgerId,
     changes: Watch,
+}
+
+/// A ledger that was deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deleted {
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// The bookies that its entries were to be on when it was deleted; others may have some too.
+    pub bookies: BTreeSet<BookieId>,
 }
 
 /// The ledgers that were deleted since those before were read.
@@ -46,14 +57,11 @@ impl Catalog {
 
     /// Returns a page of deleted ledgers behind `after`, in the order of their ids, and the revision
     /// from which on others may be missing. An empty page is the end.
-    pub async fn deleted(
-        &self,
-        after: Option<LedgerId>,
-    ) -> Result<(Vec<LedgerId>, Version), Error> {
+    pub async fn deleted(&self, after: Option<LedgerId>) -> Result<(Vec<Deleted>, Version), Error> {
         let scan = Scan { after: after.map(deleted_key), ..Scan::new(DELETED) };
         let page = self.store.scan(scan).await?;
-        let ids = page.entries.iter().map(|found| id_in(&found.key));
-        Ok((ids.collect::<Result<_, _>>()?, page.revision))
+        let deleted = page.entries.iter().map(Deleted::parse);
+        Ok((deleted.collect::<Result<_, _>>()?, page.revision))
     }
 
     /// Tells which ledgers are deleted after others were read.
@@ -85,9 +93,16 @@ impl Registrations {
 impl Deletions {
     /// Waits until ledgers are deleted, and returns them. May be called again after an error that
     /// says that the metastore is away; after any other they have to be read anew.
-    pub async fn next(&mut self) -> Result<Vec<LedgerId>, Error> {
+    pub async fn next(&mut self) -> Result<Vec<Deleted>, Error> {
         let changes = self.0.next().await?.into_iter();
-        changes.filter(|change| change.now.is_some()).map(|change| id_in(&change.key)).collect()
+        changes.filter_map(|change| change.now).map(|now| Deleted::parse(&now)).collect()
+    }
+}
+
+impl Deleted {
+    fn parse(found: &KeyValue) -> Result<Self, Error> {
+        let (_, metadata) = decode(found)?;
+        Ok(Self { ledger: metadata.ledger, bookies: metadata.bookies() })
     }
 }
 

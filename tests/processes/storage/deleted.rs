@@ -96,3 +96,20 @@ fn a_bookie_is_taken_back_though_the_first_ledger_is_gone() {
     cluster.bookies[0].restart();
     library.run(append(&writer, ENTRIES..2 * ENTRIES, bytes)).unwrap();
 }
+
+/// No bookie has heard of it, so each has to hear of the deletion.
+#[test]
+fn a_ledger_that_was_deleted_before_its_first_entry_takes_none() {
+    let cluster = Cluster::start(BOOKIES);
+    let (library, client) = library(&cluster);
+    let writer = library.run(create(&client, BOOKIES, BOOKIES)).unwrap();
+    library.run(client.delete_ledger(writer.id())).unwrap();
+    // Who has collected what was deleted later has heard of it.
+    for _ in 0..2 {
+        let later = library.run(Late::new(&client)).unwrap();
+        library.run(client.delete_ledger(later.writer.id())).unwrap();
+        until("collected", || later.is_refused_to_read(&library));
+    }
+    let refused = library.run(append(&writer, 0..1, bytes)).unwrap_err();
+    assert!(refused.to_string().contains("was deleted"), "{refused}");
+}
