@@ -29,8 +29,9 @@ fn text(outcome: Outcome) -> String {
 /// A cluster with a closed ledger and one that is being written, of which the bookie was killed.
 fn killed() -> (Cluster, String) {
     let mut cluster = Cluster::start(3);
-    let ledger = cluster.client.write(&[], lines(0..1000));
-    cluster.client.write(&["--leave-open"], lines(0..1000));
+    // So that this bookie has all of it.
+    let ledger = cluster.client.write(&["--ack-quorum", "3"], lines(0..1000));
+    cluster.client.write(&["--ack-quorum", "3", "--leave-open"], lines(0..1000));
     cluster.bookies[0].kill();
     (cluster, ledger)
 }
