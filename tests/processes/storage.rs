@@ -123,6 +123,14 @@ fn log_bytes(dir: &Path) -> u64 {
     files(dir).filter(|(name, _)| name.starts_with("log-")).map(|(_, bytes)| bytes).sum()
 }
 
+/// The names of the segments that are not free for use again, in their order.
+fn log_names(dir: &Path) -> Vec<String> {
+    let names = files(dir).map(|(name, _)| name).filter(|name| name.starts_with("log-"));
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
 /// The names of a directory's files, and the bytes of their blocks.
 fn files(dir: &Path) -> impl Iterator<Item = (String, u64)> {
     fs::read_dir(dir).unwrap().filter_map(|entry| {

@@ -143,7 +143,10 @@ impl Scrub {
                     return Err(Refusal::Unknown(error.to_string()));
                 }
                 Err(error) => {
-                    tracing::error!(%error, offset, "a part of a segment cannot be read");
+                    // One that was dropped meanwhile is gone for good reason; that is asked later.
+                    if !matches!(error, ReadError::Gone { .. }) {
+                        tracing::error!(%error, offset, "a part of a segment cannot be read");
+                    }
                     let is_in_part = matches!(error, ReadError::Log(LogError::Io { .. }));
                     let next = if is_in_part { end.min(offset + STEP_BYTES) } else { end };
                     ranges.add(offset..next);
