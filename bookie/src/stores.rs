@@ -17,12 +17,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::{join_all, select_all};
+use futures::stream::{FuturesUnordered, StreamExt};
 use inkfast_protocol::gate::Adder;
 use inkfast_protocol::{LedgerId, Refusal};
 use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use crate::Error;
@@ -39,6 +41,8 @@ mod tests;
 
 /// How often it is looked how much room there is.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a store may take to say whether it has a ledger: less than a client waits for an add.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 /// Directories whose free bytes differ by less than this part of the largest get ledgers by turns.
 const NOTABLE: u64 = 64;
 
@@ -228,12 +232,15 @@ impl Stores {
         Ok(member)
     }
 
-    /// Finds the store that knows a ledger. A store that cannot tell may be the one.
+    /// Finds the store that knows a ledger, whatever becomes of the others. If none does, one that
+    /// cannot tell may be the one.
     async fn look_up(&self, ledger: LedgerId) -> Result<Option<usize>, Refusal> {
-        let asked = self.0.members.iter().map(|member| member.store.knows(ledger));
+        let members = self.0.members.iter().enumerate();
+        let asked =
+            members.map(|(number, member)| member.knows(ledger).map(move |it| (number, it)));
+        let mut asked: FuturesUnordered<_> = asked.collect();
         let mut unsure = None;
-        for (number, answer) in join_all(asked).await.into_iter().enumerate() {
-            self.0.members[number].health.set_unsure_of(answer.is_err().then_some(ledger));
+        while let Some((number, answer)) = asked.next().await {
             match answer {
                 Ok(true) => return Ok(Some(number)),
                 Ok(false) => {}
@@ -245,13 +252,9 @@ impl Stores {
 
     /// Asks again for what a store could not say.
     async fn ask_again(&self) {
-        for Member { store, health, .. } in &self.0.members {
-            if let Some(ledger) = health.unsure_of()
-                && store.knows(ledger).await.is_ok()
-            {
-                health.set_unsure_of(None);
-            }
-        }
+        let members = self.0.members.iter();
+        let unsure = members.filter_map(|it| Some(it.knows(it.health.unsure_of()?)));
+        join_all(unsure).await;
     }
 
     /// Chooses where a ledger that no store knows is best put.
@@ -298,6 +301,16 @@ impl Home {
 
     fn member(&self) -> &Member {
         &self.shared.members[self.member]
+    }
+}
+
+impl Member {
+    /// Asks the store for a ledger, and notes whether it could say.
+    async fn knows(&self, ledger: LedgerId) -> Result<bool, Refusal> {
+        let late = |_| Err(Refusal::Unknown("a disk does not answer".to_owned()));
+        let answer = timeout(ANSWER_DEADLINE, self.store.knows(ledger)).await.unwrap_or_else(late);
+        self.health.set_unsure_of(answer.is_err().then_some(ledger));
+        answer
     }
 }
 

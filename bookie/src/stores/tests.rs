@@ -334,6 +334,20 @@ async fn a_store_that_fails_refuses_its_own_ledgers_and_the_other_takes_what_is_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_does_not_answer_keeps_ledgers_from_beginning_and_the_other_serves_its_own() {
+    let world = World::new(2).await;
+    let ids = world.one_on_each().await;
+    world.tasks[0].abort();
+    assert_unknown(world.add(999, 0).await);
+    assert_unknown(world.fence(999).await);
+    assert_unknown(world.read(999, 0).await);
+    assert_unknown(world.read(ids[0], 0).await);
+    assert_eq!(world.read(ids[1], 0).await, Ok(()));
+    assert_eq!(world.add(ids[1], 1).await, Ok(()));
+    world.stores.read_only().wait_for(|read_only| *read_only).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_that_cannot_say_what_it_has_is_asked_again() {
     let world = World::new(2).await;
     let mut read_only = world.stores.read_only();
