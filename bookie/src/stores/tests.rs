@@ -7,9 +7,12 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::disk::{Disk, MemoryDisk, Unsynced};
 use crate::log;
-use crate::memory::DEFAULT_BYTES;
 use crate::store::{Add, Batch, OUTCOMES_MAX};
 
+mod damage;
+
+/// So little that the stores also read their disks.
+const MEMORY_BYTES: u64 = 64 << 10;
 const MIN_FREE: MinFree = MinFree::Bytes(4 << 20);
 
 struct World {
@@ -39,7 +42,7 @@ impl World {
             (Directory { path: format!("d{number}").into(), disk }, log_of(number))
         });
         let opened =
-            Stores::open(sound.collect(), broken, (Some(MIN_FREE), DEFAULT_BYTES), Executor::Late)
+            Stores::open(sound.collect(), broken, (Some(MIN_FREE), MEMORY_BYTES), Executor::Late)
                 .await
                 .unwrap();
         let Opened { stores, tasks, .. } = opened;
@@ -286,7 +289,7 @@ async fn a_store_that_cannot_be_opened_is_as_a_missing_one() {
         (Directory { path: format!("d{number}").into(), disk }, log_of(number))
     });
     let none =
-        Stores::open(sound.collect(), Vec::new(), (Some(MIN_FREE), DEFAULT_BYTES), Executor::Late)
+        Stores::open(sound.collect(), Vec::new(), (Some(MIN_FREE), MEMORY_BYTES), Executor::Late)
             .await;
     let words = none.err().expect("none is left").to_string();
     assert!(words.contains("d0") && words.contains("d1"), "{words}");
