@@ -172,7 +172,7 @@ impl Scrub {
             let bytes = end - start;
             tracing::error!(file = %number, offset = start, bytes, "a part of the log is damaged");
         }
-        tracing::error!(file = %number, %hits, "entries are damaged; other bookies have copies");
+        tracing::error!(file = %number, %hits, "entries are damaged; other bookies may have copies");
         self.store.decayed.segments().insert(number, hits);
         Ok(())
     }
