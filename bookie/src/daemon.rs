@@ -44,7 +44,8 @@ pub struct Config {
     /// file system and less than 16 GiB.
     pub min_free: Option<MinFree>,
     /// How many bytes of memory it may take for entries that wait, for what was written last, and
-    /// for its indexes; if nothing is said, 256 MiB, and never less than 32 MiB. Connections and recent entries take more.
+    /// for its indexes; if nothing is said, 256 MiB, and never less than 32 MiB. Connections and
+    /// recent entries take more.
     pub memory_bytes: Option<u64>,
     /// How fast the log of each directory is verified in the background, in bytes a second; 8 MiB if
     /// nothing is said, and with 0 it is not.

@@ -196,7 +196,7 @@ pub(crate) struct BookieSettings {
     #[serde(deserialize_with = "number_or_words")]
     min_free: Option<MinFree>,
     /// The memory that it may take for entries that wait, for what was written last, and for its
-    /// indexes, in bytes besides what connections take [default: 268435456]
+    /// indexes, in bytes; what connections take comes on top [default: 268435456]
     #[arg(long, value_name = "BYTES")]
     memory: Option<u64>,
     /// How fast each disk's entries are read and verified in the background, in bytes a second; 0
