@@ -60,6 +60,11 @@ impl Arguments {
         matches!(self.command, Command::Start(_))
     }
 
+    /// Says whether the command is one server.
+    pub const fn is_server(&self) -> bool {
+        matches!(self.command, Command::Start(Start::Metastore(_) | Start::Bookie(_)))
+    }
+
     /// Does what was asked for.
     pub async fn run(self) -> Result<(), Failure> {
         let config = self.config.as_deref();

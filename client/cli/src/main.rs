@@ -6,12 +6,17 @@ use std::process::ExitCode;
 use clap::Parser;
 use inkfast_cli::Failure;
 use inkfast_cli::commands::Arguments;
+use tokio::runtime::Builder;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log_to_stderr(if arguments.is_daemon() { "info,openraft=error" } else { "error" });
-    let runtime = match tokio::runtime::Runtime::new() {
+    let mut runtime = Builder::new_multi_thread();
+    if arguments.is_server() {
+        runtime.worker_threads(server_threads());
+    }
+    let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Failure::Failed(format!("cannot start: {error}"))),
     };
@@ -19,6 +24,12 @@ fn main() -> ExitCode {
     // A read of standard input may block for as long as it likes; nobody waits for it any more.
     runtime.shutdown_background();
     done.map_or_else(|failure| fail(&failure), |()| ExitCode::SUCCESS)
+}
+
+/// Tells how many threads a server takes for all but its disk: on half of the cores what arrives
+/// gathers into larger batches with fewer wake-ups, which is worth more than the other half.
+fn server_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
 }
 
 fn log_to_stderr(level: &str) {
