@@ -62,7 +62,7 @@ impl Arguments {
 
     /// Says whether the command is one server.
     pub const fn is_server(&self) -> bool {
-        matches!(self.command, Command::Start(Start::Metastore(_) | Start::Bookie(_)))
+        matches!(self.command, Command::Start(start::Start::Metastore(_) | start::Start::Bookie(_)))
     }
 
     /// Does what was asked for.
