@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use inkfast_cli::cluster::Cluster;
 use inkfast_protocol::messages::{
-    FragmentBrief, Missing, OpenAdds, Tail, decode_number, encode_number, encode_tenure, kind,
+    FragmentBrief, Missing, OpenAdds, Tail, decode_number, encode_adder, encode_number, kind,
 };
-use inkfast_protocol::{Entry, EntryHeader, EntryId, LedgerId, Refusal, Tenure};
+use inkfast_protocol::{Entry, EntryHeader, EntryId, LedgerId, Refusal};
 use inkfast_wire::{Endpoint, Frame, Identity, Net, Remote, Role, Stream, Target};
 use uuid::Uuid;
 
@@ -49,10 +49,10 @@ impl World {
     async fn writer(&self) -> Writer {
         let writer = Some(Uuid::from_u128(1).as_bytes().to_vec());
         let fragment = Some(FragmentBrief::default());
-        let open = OpenAdds { ledger: LEDGER, writer, fragment };
-        let tenure = Bytes::copy_from_slice(&encode_tenure(Tenure(0), 0));
+        let open = OpenAdds { adder: 0, ledger: LEDGER, writer, fragment };
+        let adder = Bytes::copy_from_slice(&encode_adder(0));
         let frames =
-            [Frame::message(kind::OPEN_ADDS, &open), Frame { kind: kind::TENURE, body: tenure }];
+            [Frame::message(kind::OPEN_ADDS, &open), Frame { kind: kind::ADDER, body: adder }];
         Writer(self.open(&frames).await)
     }
 

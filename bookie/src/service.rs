@@ -41,7 +41,7 @@ impl Service for BookieService {
     async fn serve(&self, peer: Arc<Peer>, mut stream: Stream) {
         let served = match stream.receiver.next().await {
             Ok(Some(frame)) => match frame.kind {
-                kind::OPEN_ADDS => self.serve_adds(&frame, stream).await,
+                kind::OPEN_ADDS => self.serve_adds(frame, stream).await,
                 kind::READ => self.serve_reads(frame, stream).await,
                 kind::FENCE => self.serve_fence(&frame, stream).await,
                 kind::TAIL => self.serve_tail(&frame, stream).await,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use inkfast_protocol::gate::Adder;
-use inkfast_protocol::{EntryId, LedgerId, Refusal, Run, Tenure};
+use inkfast_protocol::{EntryId, LedgerId, Refusal, Run};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -43,8 +43,6 @@ mod upkeep;
 
 /// The least that an entry counts for, so that the number of entries is bounded too.
 const ENTRY_ROOM_MIN: usize = 1 << 10;
-/// The most outcomes that can wait for one stream of adds.
-pub(crate) const OUTCOMES_MAX: usize = Memory::ROOM_BYTES_MAX / ENTRY_ROOM_MIN;
 /// How many commands may wait for the owner; past it the callers wait.
 const COMMANDS_MAX: usize = 1024;
 
@@ -80,12 +78,13 @@ pub(crate) enum StoreError {
 pub(crate) struct Add {
     /// Those that can be written by one append to the log.
     pub(crate) run: Run,
-    /// How many entries came before them on their stream.
+    /// The number of the adder on its stream.
+    pub(crate) adder: u32,
+    /// How many entries of that adder came before them.
     pub(crate) sequence: u64,
-    pub(crate) tenure: Tenure,
 }
 
-/// What came in together on one stream of adds.
+/// What came in together of one adder.
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) add: Option<Add>,
@@ -93,16 +92,32 @@ pub(crate) struct Batch {
     pub(crate) confirmed: Option<EntryId>,
 }
 
-/// What became of entries.
+/// What became of entries of an adder.
 pub(crate) struct Outcome {
+    /// The number of the adder on its stream.
+    pub(crate) adder: u32,
+    pub(crate) result: Result<Written, Refusal>,
+    /// The room is given back when the outcome is dropped, that is, when it was sent.
+    _room: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+/// Entries that are on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
     /// The lowest and the highest of them.
     pub(crate) entries: (EntryId, EntryId),
-    /// How many entries came before them on their stream, and how many with the last of them.
+    /// How many entries of their adder came before them, and how many with the last of them.
     pub(crate) sequences: Range<u64>,
-    pub(crate) tenure: Tenure,
-    pub(crate) result: Result<(), Refusal>,
-    /// The room is given back when the outcome is dropped, that is, when it was sent.
-    _room: Arc<OwnedSemaphorePermit>,
+}
+
+/// Where outcomes go. As many wait there as there is room for their entries.
+pub(crate) type Outcomes = mpsc::UnboundedSender<Outcome>;
+
+impl Outcome {
+    /// Refuses an adder whose entries have not come so far.
+    pub(crate) const fn refused(adder: u32, refusal: Refusal) -> Self {
+        Self { adder, result: Err(refusal), _room: None }
+    }
 }
 
 enum Command {
@@ -110,7 +125,7 @@ enum Command {
         ledger: LedgerId,
         adder: Arc<Adder>,
         batch: Batch,
-        outcomes: mpsc::Sender<Outcome>,
+        outcomes: Outcomes,
         room: Arc<OwnedSemaphorePermit>,
     },
     Fence {
@@ -143,13 +158,10 @@ impl Command {
     /// Refuses it because the index is made anew. Who waits for an answer is told by the end of the
     /// channel.
     fn refuse(self) {
-        if let Self::Add { batch: Batch { add: Some(add), .. }, outcomes, room, .. } = self {
-            let Add { run, sequence, tenure } = add;
-            let entries = (run.first().id(), run.last().id());
-            let sequences = sequence..sequence + run.entries().len() as u64;
-            let result = Err(Refusal::Unknown(keeper::MAKING.to_owned()));
-            // It has room for all that can be under way; or the stream is gone.
-            let _ = outcomes.try_send(Outcome { entries, sequences, tenure, result, _room: room });
+        if let Self::Add { batch: Batch { add: Some(add), .. }, outcomes, .. } = self {
+            let refusal = Refusal::Unknown(keeper::MAKING.to_owned());
+            // The stream may be gone.
+            let _ = outcomes.send(Outcome::refused(add.adder, refusal));
         }
     }
 }
@@ -217,15 +229,14 @@ impl Store {
     }
 
     /// Hands a batch of one ledger to the owner, as soon as there is room for it. The outcomes of
-    /// its adds come when the entries are on disk, or refused.
-    ///
-    /// `outcomes` must have room for [`OUTCOMES_MAX`].
+    /// its adds come when the entries are on disk, or refused. Dropped before it is done, it has
+    /// handed on nothing.
     pub(crate) async fn add(
         &self,
         ledger: LedgerId,
         adder: &Arc<Adder>,
         batch: Batch,
-        outcomes: &mpsc::Sender<Outcome>,
+        outcomes: &Outcomes,
     ) -> Result<(), Refusal> {
         let entries = batch.add.iter().flat_map(|add| add.run.entries());
         let bytes: usize = entries.map(|entry| entry.bytes().len().max(ENTRY_ROOM_MIN)).sum();

@@ -22,7 +22,7 @@ use futures::future::{join_all, select_all};
 use futures::stream::{FuturesUnordered, StreamExt};
 use inkfast_protocol::gate::Adder;
 use inkfast_protocol::{LedgerId, Refusal};
-use tokio::sync::{OnceCell, mpsc, oneshot, watch};
+use tokio::sync::{OnceCell, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
@@ -34,7 +34,7 @@ use crate::executor::Executor;
 use crate::log::Replayed;
 use crate::memory::Memory;
 use crate::space::{Gauge, Level, MinFree, measure, total};
-use crate::store::{Batch, Outcome, Store};
+use crate::store::{Batch, Outcomes, Store};
 
 #[cfg(test)]
 mod tests;
@@ -285,13 +285,18 @@ impl Home {
         &self.member().store
     }
 
+    /// Tells which of the stores it is.
+    pub(crate) const fn number(&self) -> usize {
+        self.member
+    }
+
     /// Hands a batch to the store, as [`Store::add`] does, if there is room on its disk.
     pub(crate) async fn add(
         &self,
         ledger: LedgerId,
         adder: &Arc<Adder>,
         batch: Batch,
-        outcomes: &mpsc::Sender<Outcome>,
+        outcomes: &Outcomes,
     ) -> Result<(), Refusal> {
         if batch.add.is_some() {
             self.member().health.gauge.let_in(adder)?;

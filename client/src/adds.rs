@@ -1,151 +1,309 @@
-//! One stream of adds to one bookie: a writer's, or a recovery's write-backs.
+//! Adding to the bookies: one stream to each, which all writers and recoveries of the client share.
+//!
+//! A stream for each ledger would cost a packet and a wake-up for each entry where many ledgers
+//! have few entries at a time.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::mem;
 use std::pin::pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use inkfast_protocol::messages::{Added, OpenAdds, encode_tenure, kind};
-use inkfast_protocol::{BookieId, EntryId, Refusal, Tenure};
-use inkfast_wire::{FrameReceiver, FrameSender, Frames};
+use inkfast_protocol::messages::{Added, AddsRefused, OpenAdds, encode_adder, kind};
+use inkfast_protocol::{BookieId, EntryId, Refusal};
+use inkfast_wire::{Frame, FrameReceiver, FrameSender, Frames, Stream};
 use prost::Message;
-use tokio::sync::Notify;
 use tokio::time::{Duration, Instant, sleep_until, timeout};
 
+use crate::bell::{Bell, Turns};
 use crate::bookies::{Bookies, Traffic, refusal, unreachable, within};
-use crate::outbox::Outlet;
+use crate::outbox::{Batch, Outlet};
 
 /// A deadline that is missed by as much was slept through: this process stood still.
 const STOOD_STILL: Duration = Duration::from_secs(1);
+/// Once so many bytes of entries are gathered they are sent.
+const SENT_BYTES: usize = 256 << 10;
 
-/// What the stream is for.
-pub(crate) struct Adds {
-    pub(crate) bookie: BookieId,
+/// The stream of adds to one bookie. Once this is dropped what waits is sent, and the stream ends.
+pub(crate) struct Adds(Arc<Shared>);
+
+/// Who adds to one ledger, at one place and in one tenure.
+pub(crate) struct Adder {
+    /// Without its number, which the stream gives it.
     pub(crate) open: OpenAdds,
-    pub(crate) tenure: Tenure,
-    /// The fragment's number in the ledger's metadata.
-    pub(crate) fragment: u32,
+    /// Hears what the bookie says. Not called from within any call of this module.
+    pub(crate) hear: Box<dyn Fn(Said) + Send + Sync>,
 }
 
-/// What has been sent and is not answered, in ascending order, and when it went out.
+/// What an adder hears.
+pub(crate) enum Said {
+    /// Of what it sent, all from the first to the last is on disk.
+    Added(EntryId, EntryId),
+    /// Why nothing is added any more: the bookie refused, could not be reached, or did not answer
+    /// within the add deadline.
+    Ended(Refusal),
+}
+
+struct Shared {
+    deadline: Duration,
+    state: Mutex<State>,
+    turns: Arc<Turns>,
+}
+
 #[derive(Default)]
-struct Unanswered {
-    entries: Mutex<VecDeque<(EntryId, Instant)>>,
-    sent: Notify,
+struct State {
+    adders: BTreeMap<u32, Entered>,
+    /// The number of the next adder.
+    next: u32,
+    /// The adders of which the bookie is to hear that they have ended.
+    closed: Vec<u32>,
+    /// Why the stream has ended.
+    ended: Option<Refusal>,
+    /// No adder will come.
+    dropped: bool,
 }
 
-/// Sends what comes out of the outlet, and tells each acknowledgement, until the outbox is closed:
-/// whoever closes it waits for no more answers. Returns why it ended early: the bookie
-/// refused, could not be reached, or did not answer within the add deadline.
-pub(crate) async fn run(
-    bookies: &Bookies,
-    adds: Adds,
-    mut outlet: Outlet,
-    mut on_added: impl FnMut(Added),
-) -> Result<(), Refusal> {
-    let deadline = bookies.deadlines().add;
-    let opened = within(deadline, async {
-        let mut stream = bookies.open(adds.bookie, Traffic::Adds).await?;
-        let tenure = Bytes::copy_from_slice(&encode_tenure(adds.tenure, adds.fragment));
-        let mut frames = Frames::default();
-        frames.push(kind::OPEN_ADDS, &adds.open.encode_to_vec().into());
-        frames.push(kind::TENURE, &tenure);
-        stream.sender.send_encoded(&mut frames.take()).await.map_err(unreachable)?;
-        Ok(stream)
-    });
-    let mut stream = opened.await?;
-    let unanswered = Unanswered::default();
-    let receive = receive(&mut stream.receiver, &unanswered, deadline, &mut on_added);
-    let mut receive = pin!(receive);
-    // Both at once: answers must be taken while QUIC makes us wait.
-    tokio::select! {
-        biased;
-        ended = &mut receive => return ended,
-        sent = send(&mut stream.sender, &mut outlet, &unanswered, deadline) => if let Err(refusal) = sent {
-            // A bookie that refuses stops reading too: its own words are on their way.
-            let said = timeout(deadline, receive).await;
-            return said.unwrap_or(Err(refusal));
-        },
+struct Entered {
+    adder: Arc<Adder>,
+    /// The bookie knows of it.
+    opened: bool,
+    outlet: Outlet,
+    /// What has been sent and is not answered, in ascending order, and when it went out.
+    unanswered: VecDeque<(EntryId, Instant)>,
+}
+
+impl Adds {
+    /// Begins to open a stream to a bookie.
+    pub(crate) fn start(bookies: Bookies, bookie: BookieId) -> Self {
+        let (state, turns) = (Mutex::default(), Arc::default());
+        let shared = Arc::new(Shared { deadline: bookies.deadlines().add, state, turns });
+        tokio::spawn(run(Arc::clone(&shared), bookies, bookie));
+        Self(shared)
     }
-    stream.sender.finish();
-    Ok(())
-}
 
-async fn send(
-    sender: &mut FrameSender,
-    outlet: &mut Outlet,
-    unanswered: &Unanswered,
-    deadline: Duration,
-) -> Result<(), Refusal> {
-    while let Some(batch) = outlet.next().await {
-        unanswered.add(batch.entries());
-        let sent = timeout(deadline, sender.send_encoded(&mut batch.frames())).await;
-        sent.map_err(|_| late(deadline))?.map_err(unreachable)?;
-        // Only here is the batch dropped: its room is taken until QUIC has the bytes.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.0.lock().ended.is_some()
     }
-    Ok(())
+
+    /// Sends what comes out of an outlet, which is to ring the bell, until its outbox is closed:
+    /// whoever closes it waits for no more answers.
+    pub(crate) fn add(&self, adder: Adder, outlet: impl FnOnce(Arc<Bell>) -> Outlet) {
+        let mut state = self.0.lock();
+        if let Some(refusal) = state.ended.clone() {
+            drop(state);
+            tokio::spawn(async move { (adder.hear)(Said::Ended(refusal)) });
+            return;
+        }
+        let number = state.next;
+        state.next += 1;
+        let bell = self.0.turns.bell(number);
+        let outlet = outlet(bell);
+        let (adder, unanswered) = (Arc::new(adder), VecDeque::new());
+        state.adders.insert(number, Entered { adder, opened: false, outlet, unanswered });
+    }
 }
 
-async fn receive(
-    receiver: &mut FrameReceiver,
-    unanswered: &Unanswered,
-    deadline: Duration,
-    on_added: &mut impl FnMut(Added),
-) -> Result<(), Refusal> {
-    loop {
-        let oldest = unanswered.lock().front().map(|(_, sent_at)| *sent_at);
-        let due = oldest.map_or_else(Instant::now, |sent_at| sent_at + deadline);
-        let frame = tokio::select! {
+impl Drop for Adds {
+    fn drop(&mut self) {
+        self.0.lock().dropped = true;
+        self.0.turns.wake();
+    }
+}
+
+async fn run(shared: Arc<Shared>, bookies: Bookies, bookie: BookieId) {
+    let opened = within(shared.deadline, bookies.open(bookie, Traffic::Adds)).await;
+    // Only whoever adds keeps the connections open.
+    drop(bookies);
+    let ended = match opened {
+        Ok(stream) => shared.serve(stream).await,
+        Err(refusal) => Err(refusal),
+    };
+    let refusal = ended.err().unwrap_or_else(|| Refusal::Unknown("the client stops".to_owned()));
+    let adders = {
+        let mut state = shared.lock();
+        state.ended = Some(refusal.clone());
+        mem::take(&mut state.adders)
+    };
+    for Entered { adder, .. } in adders.into_values() {
+        (adder.hear)(Said::Ended(refusal.clone()));
+    }
+}
+
+impl Shared {
+    /// Sends and receives until all is sent and nothing will come, or something fails.
+    async fn serve(&self, mut stream: Stream) -> Result<(), Refusal> {
+        let mut receive = pin!(self.receive(&mut stream.receiver));
+        // Both at once: answers must be taken while QUIC makes us wait.
+        tokio::select! {
             biased;
-            frame = receiver.next() => frame.map_err(unreachable)?,
-            () = sleep_until(due), if oldest.is_some() => {
-                if due.elapsed() < STOOD_STILL {
-                    return Err(late(deadline));
-                }
-                // It is we who did not listen: the answer may have come long ago.
-                unanswered.begin_anew();
+            Err(ended) = &mut receive => return Err(ended),
+            sent = self.send(&mut stream.sender) => if let Err(refusal) = sent {
+                // A bookie that refuses stops reading too: its own words are on their way.
+                let said = timeout(self.deadline, receive).await;
+                return said.unwrap_or(Err(refusal));
+            },
+        }
+        stream.sender.finish();
+        Ok(())
+    }
+
+    async fn send(&self, sender: &mut FrameSender) -> Result<(), Refusal> {
+        let mut current = None;
+        loop {
+            let (mut frames, batches) = self.gather(&mut current);
+            if !frames.is_empty() {
+                let sent = timeout(self.deadline, sender.send_encoded(&mut frames)).await;
+                sent.map_err(|_| late(self.deadline))?.map_err(unreachable)?;
+                // Only here are the entries dropped: their room is taken until QUIC has the bytes.
+                drop(batches);
+            } else if self.lock().dropped {
+                return Ok(());
+            } else {
+                self.turns.wait().await;
+            }
+        }
+    }
+
+    /// Gathers what is to be sent now, or much of it. The entries that follow are of the current
+    /// adder.
+    fn gather(&self, current: &mut Option<u32>) -> (Vec<Bytes>, Vec<Batch>) {
+        let (mut frames, mut batches, mut bytes) = (Frames::default(), Vec::new(), 0);
+        // Whatever the last of an adder takes along is not dropped under the lock.
+        let mut ended = Vec::new();
+        let now = Instant::now();
+        let mut state = self.lock();
+        while bytes < SENT_BYTES
+            && let Some(bell) = self.turns.next()
+        {
+            let number = bell.number;
+            let Some(entered) = state.adders.get_mut(&number) else { continue };
+            let Some(batch) = entered.outlet.take() else {
+                ended.extend(state.remove(number));
+                continue;
+            };
+            if batch.is_empty() {
                 continue;
             }
-            () = unanswered.sent.notified(), if oldest.is_none() => continue,
-        };
-        let Some(frame) = frame else {
-            return Err(Refusal::Unknown("the bookie ended the stream of adds".to_owned()));
-        };
-        if frame.kind != kind::ADDED {
-            return Err(refusal(&frame));
+            if !mem::replace(&mut entered.opened, true) {
+                let open = OpenAdds { adder: number, ..entered.adder.open.clone() };
+                frames.push(kind::OPEN_ADDS, &open.encode_to_vec().into());
+            }
+            if current.replace(number) != Some(number) {
+                frames.push(kind::ADDER, &Bytes::copy_from_slice(&encode_adder(number)));
+            }
+            entered.unanswered.extend(batch.entries().map(|entry| (entry, now)));
+            batch.put_in(&mut frames);
+            bytes += batch.bytes();
+            batches.push(batch);
         }
-        let added = Added::decode(&frame.body)
-            .ok_or_else(|| Refusal::Unknown("the acknowledgement is too short".to_owned()))?;
-        unanswered.remove(added.first, added.last);
-        on_added(added);
+        for number in mem::take(&mut state.closed) {
+            frames.push(kind::CLOSE_ADDS, &Bytes::copy_from_slice(&encode_adder(number)));
+        }
+        drop(state);
+        (frames.take(), batches)
+    }
+
+    async fn receive(&self, receiver: &mut FrameReceiver) -> Result<(), Refusal> {
+        let mut look_at = Instant::now() + self.deadline;
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = receiver.next() => frame.map_err(unreachable)?,
+                () = sleep_until(look_at) => {
+                    look_at = self.give_up_late(look_at);
+                    continue;
+                }
+            };
+            let ended = || Refusal::Unknown("the bookie ended the stream of adds".to_owned());
+            let mut next = Some(frame.ok_or_else(ended)?);
+            while let Some(frame) = next {
+                self.on_frame(&frame)?;
+                next = receiver.next_buffered().map_err(unreachable)?;
+            }
+        }
+    }
+
+    fn on_frame(&self, frame: &Frame) -> Result<(), Refusal> {
+        match frame.kind {
+            kind::ADDED => {
+                let Added { adder, first, last } = Added::decode(&frame.body).ok_or_else(|| {
+                    Refusal::Unknown("the acknowledgement is too short".to_owned())
+                })?;
+                // One that was closed or refused meanwhile waits for nothing.
+                let hearer = self.lock().adders.get_mut(&adder).map(|entered| {
+                    entered.answered(first, last);
+                    Arc::clone(&entered.adder)
+                });
+                if let Some(adder) = hearer {
+                    (adder.hear)(Said::Added(first, last));
+                }
+            }
+            kind::ADDS_REFUSED => {
+                let AddsRefused { adder, refused } = frame.decode().map_err(unreachable)?;
+                self.end(adder, Refusal::from_message(refused));
+            }
+            _ => return Err(refusal(frame)),
+        }
+        Ok(())
+    }
+
+    fn end(&self, adder: u32, refusal: Refusal) {
+        let entered = self.lock().remove(adder);
+        self.turns.wake();
+        if let Some(Entered { adder, .. }) = entered {
+            (adder.hear)(Said::Ended(refusal));
+        }
+    }
+
+    /// Ends the adders that were due to be answered by now. Returns when the next are.
+    fn give_up_late(&self, due: Instant) -> Instant {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let mut overdue = Vec::new();
+        if now.duration_since(due) < STOOD_STILL {
+            overdue.extend(state.adders.iter().filter_map(|(number, entered)| {
+                let (_, sent_at) = entered.unanswered.front()?;
+                (*sent_at + self.deadline <= now).then_some(*number)
+            }));
+        } else {
+            // It is we who did not listen: the answers may have come long ago.
+            let all = state.adders.values_mut().flat_map(|entered| &mut entered.unanswered);
+            all.for_each(|(_, sent_at)| *sent_at = now);
+        }
+        let oldest = state.adders.iter().filter(|(number, _)| !overdue.contains(number));
+        let oldest = oldest.filter_map(|(_, entered)| entered.unanswered.front());
+        let oldest = oldest.map(|(_, sent_at)| *sent_at).min().unwrap_or(now);
+        drop(state);
+        for number in overdue {
+            self.end(number, late(self.deadline));
+        }
+        // What is sent later is due later.
+        oldest + self.deadline
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Unanswered {
-    /// Counts entries as sent just now.
-    fn add(&self, sent: impl Iterator<Item = EntryId>) {
-        let now = Instant::now();
-        self.lock().extend(sent.map(|entry| (entry, now)));
-        self.sent.notify_one();
+impl State {
+    fn remove(&mut self, number: u32) -> Option<Entered> {
+        let entered = self.adders.remove(&number)?;
+        if entered.opened {
+            self.closed.push(number);
+        }
+        Some(entered)
     }
+}
 
+impl Entered {
     /// Removes a run. Runs mostly come in order, but an entry that was there already is answered
     /// before those in front of it.
-    fn remove(&self, first: EntryId, last: EntryId) {
-        let mut entries = self.lock();
+    fn answered(&mut self, first: EntryId, last: EntryId) {
+        let entries = &mut self.unanswered;
         let from = entries.partition_point(|(entry, _)| *entry < first);
         let to = entries.partition_point(|(entry, _)| *entry <= last);
         entries.drain(from..to.max(from));
-    }
-
-    /// Counts all of them as sent just now.
-    fn begin_anew(&self) {
-        let now = Instant::now();
-        self.lock().iter_mut().for_each(|(_, sent_at)| *sent_at = now);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(EntryId, Instant)>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -12,7 +12,10 @@ use inkfast_wire::{Connection, Endpoint, Frame, Remote, Role, Stream, Target};
 use tokio::time::sleep;
 
 use crate::Deadlines;
+use crate::adds::{Adder, Adds};
+use crate::bell::Bell;
 use crate::catalog::{Catalog, Registration};
+use crate::outbox::Outlet;
 use crate::registry::Registry;
 
 /// Finds bookies by their id, wherever they are. Clones share everything.
@@ -25,6 +28,7 @@ struct Shared {
     registry: Registry,
     deadlines: Deadlines,
     remotes: Mutex<BTreeMap<(BookieId, Traffic), Remote>>,
+    adds: Mutex<BTreeMap<BookieId, Adds>>,
 }
 
 /// What a connection is for. A reader that does not take what it asked for fills the window of its
@@ -37,8 +41,9 @@ pub(crate) enum Traffic {
 
 impl Bookies {
     pub(crate) fn new(endpoint: Endpoint, catalog: Catalog, deadlines: Deadlines) -> Self {
-        let (registry, remotes) = (Registry::start(catalog.clone()), Mutex::default());
-        Self(Arc::new(Shared { endpoint, catalog, registry, deadlines, remotes }))
+        let registry = Registry::start(catalog.clone());
+        let (remotes, adds) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Shared { endpoint, catalog, registry, deadlines, remotes, adds }))
     }
 
     pub(crate) fn deadlines(&self) -> &Deadlines {
@@ -57,6 +62,21 @@ impl Bookies {
         {
             tokio::spawn(probe(Arc::downgrade(&self.0), bookie, pause));
         }
+    }
+
+    /// Adds to a bookie what comes out of an outlet, which is to ring the bell.
+    pub(crate) fn add(
+        &self,
+        bookie: BookieId,
+        adder: Adder,
+        outlet: impl FnOnce(Arc<Bell>) -> Outlet,
+    ) {
+        let mut all = self.0.adds.lock().unwrap_or_else(PoisonError::into_inner);
+        let adds = all.entry(bookie).or_insert_with(|| Adds::start(self.clone(), bookie));
+        if adds.has_ended() {
+            *adds = Adds::start(self.clone(), bookie);
+        }
+        adds.add(adder, outlet);
     }
 
     /// Opens a stream to a bookie.

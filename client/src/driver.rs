@@ -5,18 +5,18 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use inkfast_protocol::messages::{Added, FragmentBrief, OpenAdds};
+use inkfast_protocol::messages::{FragmentBrief, OpenAdds};
 use inkfast_protocol::writer::{Action, CasOutcome, WriteError, Writer};
 use inkfast_protocol::{Entry, EntryId, LedgerId, LedgerMetadata, MetadataVersion, Places, Tenure};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::Error;
-use crate::adds::{self, Adds};
+use crate::adds::{Adder, Said};
 use crate::bookies::Bookies;
 use crate::catalog::{Catalog, Replaced, Versioned};
 use crate::confirmations::{Confirmation, Confirmations};
-use crate::outbox::{Outbox, Outlet, PARTS_MAX};
+use crate::outbox::{Outbox, PARTS_MAX};
 use crate::room::{ENTRY_ROOM_MIN, ROOM_BYTES, Room};
 
 mod tend;
@@ -204,9 +204,20 @@ impl Driver {
     /// Opens the stream to a place, unless it is there.
     fn open_stream(&mut self, place: usize, tenure: Tenure) {
         if self.streams[place].replace(tenure) != Some(tenure) {
-            let adds = adds_to(self.writer.metadata(), place, tenure);
-            let outlet = self.outbox.outlet(place);
-            tokio::spawn(feed(self.this.clone(), self.bookies.clone(), place, adds, outlet));
+            let metadata = self.writer.metadata();
+            let (bookie, open) = (metadata.last_fragment().ensemble[place], adds_to(metadata));
+            let (driver, bookies) = (self.this.clone(), self.bookies.clone());
+            let hear = Box::new(move |said| match said {
+                Said::Added(first, last) => {
+                    tell(&driver, |writer| writer.on_added(place, tenure, first, last));
+                }
+                Said::Ended(refusal) => {
+                    tracing::info!(place, %bookie, %refusal, "a bookie takes no more adds of a ledger");
+                    bookies.refused(bookie, &refusal);
+                    tell(&driver, |writer| writer.on_refused(place, tenure, refusal));
+                }
+            });
+            self.bookies.add(bookie, Adder { open, hear }, |bell| self.outbox.outlet(place, bell));
         }
     }
 
@@ -266,37 +277,17 @@ fn tell(driver: &Weak<Mutex<Driver>>, what: impl FnOnce(&mut Writer)) {
     }
 }
 
-/// Feeds one place with entries until its stream ends.
-async fn feed(
-    driver: Weak<Mutex<Driver>>,
-    bookies: Bookies,
-    place: usize,
-    adds: Adds,
-    outlet: Outlet,
-) {
-    let (bookie, tenure) = (adds.bookie, adds.tenure);
-    let on_added = |added: Added| {
-        tell(&driver, |writer| writer.on_added(place, added.tenure, added.first, added.last));
-    };
-    if let Err(refusal) = adds::run(&bookies, adds, outlet, on_added).await {
-        tracing::info!(place, %bookie, %refusal, "a bookie takes no more adds of a ledger");
-        bookies.refused(bookie, &refusal);
-        tell(&driver, |writer| writer.on_refused(place, tenure, refusal));
-    }
-}
-
-fn adds_to(metadata: &LedgerMetadata, place: usize, tenure: Tenure) -> Adds {
+fn adds_to(metadata: &LedgerMetadata) -> OpenAdds {
     let fragment = metadata.last_fragment();
-    let brief = FragmentBrief::new(metadata.replication, fragment.first, &fragment.ensemble);
-    Adds {
-        bookie: fragment.ensemble[place],
-        open: OpenAdds {
-            ledger: metadata.ledger.get(),
-            writer: Some(metadata.writer.0.as_bytes().to_vec()),
-            fragment: Some(brief),
-        },
-        tenure,
-        fragment: u32::try_from(metadata.fragments.len() - 1).unwrap_or(u32::MAX),
+    OpenAdds {
+        adder: 0,
+        ledger: metadata.ledger.get(),
+        writer: Some(metadata.writer.0.as_bytes().to_vec()),
+        fragment: Some(FragmentBrief::new(
+            metadata.replication,
+            fragment.first,
+            &fragment.ensemble,
+        )),
     }
 }
 

@@ -55,6 +55,7 @@ pub use read::LedgerReader;
 
 mod adds;
 mod append;
+mod bell;
 mod bookies;
 pub mod catalog;
 mod client;

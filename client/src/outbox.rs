@@ -9,8 +9,8 @@ use bytes::Bytes;
 use inkfast_protocol::messages::{encode_number, kind};
 use inkfast_protocol::{Entry, EntryId, Places};
 use inkfast_wire::Frames;
-use tokio::sync::Notify;
 
+use crate::bell::Bell;
 use crate::room::Room;
 
 /// The most bytes of entries in a part, unless it has only one.
@@ -29,7 +29,7 @@ pub(crate) struct Outbox(Arc<Mutex<Shared>>);
 pub(crate) struct Outlet {
     shared: Arc<Mutex<Shared>>,
     place: usize,
-    woken: Arc<Notify>,
+    bell: Arc<Bell>,
 }
 
 /// What a place is to send next. The room of its entries is taken until it is dropped.
@@ -65,12 +65,11 @@ struct Part {
     pieces: Vec<Bytes>,
 }
 
-#[derive(Default)]
 struct Queue {
     parts: VecDeque<Arc<Part>>,
     word: Option<EntryId>,
     closed: bool,
-    woken: Arc<Notify>,
+    bell: Arc<Bell>,
 }
 
 impl Outbox {
@@ -84,17 +83,19 @@ impl Outbox {
         })))
     }
 
-    /// Begins to keep what is pushed for a place. An earlier outlet of the place gets nothing more.
-    pub(crate) fn outlet(&self, place: usize) -> Outlet {
-        let (queue, mut shared) = (Queue::default(), lock(&self.0));
+    /// Begins to keep what is pushed for a place, and rings when there is something. An earlier
+    /// outlet of the place gets nothing more.
+    pub(crate) fn outlet(&self, place: usize, bell: Arc<Bell>) -> Outlet {
+        let outlet = Outlet { shared: Arc::clone(&self.0), place, bell: Arc::clone(&bell) };
+        let queue = Queue { parts: VecDeque::new(), word: None, closed: false, bell };
+        let mut shared = lock(&self.0);
         shared.finish_newest();
-        let woken = Arc::clone(&queue.woken);
         let before = shared.queues[place].replace(queue);
         drop(shared);
         if let Some(before) = before {
-            before.woken.notify_one();
+            before.bell.ring();
         }
-        Outlet { shared: Arc::clone(&self.0), place, woken }
+        outlet
     }
 
     /// Puts an entry behind what waits for some places. Those without an outlet do not get it.
@@ -107,10 +108,10 @@ impl Outbox {
         let mut shared = lock(&self.0);
         let places = shared.with_outlet(places);
         let bytes = shared.newest.bytes + entry.bytes().len();
-        let mut woken = Vec::new();
-        if shared.newest_places != places || bytes > PART_BYTES_MAX {
+        let begins = shared.newest_places != places || bytes > PART_BYTES_MAX;
+        if begins {
             shared.finish_newest();
-            woken = shared.begin(places)?;
+            shared.begin(places)?;
         }
         if places == Places::default() {
             return Ok(());
@@ -123,9 +124,9 @@ impl Outbox {
         {
             shared.newest.rooms.push(room.clone());
         }
-        // Whoever is woken wants the lock.
-        drop(shared);
-        woken.iter().for_each(|woken| woken.notify_one());
+        if begins {
+            queues_at(&mut shared.queues, places).for_each(|queue| queue.bell.ring());
+        }
         Ok(())
     }
 
@@ -134,7 +135,7 @@ impl Outbox {
     pub(crate) fn tell(&self, place: usize, confirmed: EntryId) {
         if let Some(queue) = &mut lock(&self.0).queues[place] {
             queue.word = Some(confirmed);
-            queue.woken.notify_one();
+            queue.bell.ring();
         }
     }
 
@@ -144,7 +145,7 @@ impl Outbox {
         shared.finish_newest();
         for queue in shared.queues.iter_mut().flatten() {
             queue.closed = true;
-            queue.woken.notify_one();
+            queue.bell.ring();
         }
     }
 }
@@ -156,22 +157,17 @@ impl Drop for Outbox {
 }
 
 impl Outlet {
-    /// Waits for what is to be sent next; none once the outbox is closed and all was given out.
-    pub(crate) async fn next(&mut self) -> Option<Batch> {
-        loop {
-            let batch = lock(&self.shared).take(self.place, &self.woken)?;
-            if !batch.parts.is_empty() || batch.word.is_some() {
-                return Some(batch);
-            }
-            self.woken.notified().await;
-        }
+    /// Takes what is to be sent next, which may be nothing; none once the outbox is closed and all
+    /// was given out. Rings if there is more.
+    pub(crate) fn take(&self) -> Option<Batch> {
+        lock(&self.shared).take(self.place, &self.bell)
     }
 }
 
 impl Drop for Outlet {
     fn drop(&mut self) {
         let mut shared = lock(&self.shared);
-        if shared.queue(self.place, &self.woken).is_some() {
+        if shared.queue(self.place, &self.bell).is_some() {
             shared.finish_newest();
             let unsent = shared.queues[self.place].take();
             // Whoever waits for the room that this frees is woken without the lock.
@@ -187,16 +183,23 @@ impl Batch {
         self.parts.iter().flat_map(|part| &part.entries).copied()
     }
 
-    /// Returns the frames, as pieces that QUIC takes as they are.
-    pub(crate) fn frames(&self) -> Vec<Bytes> {
-        let mut frames = Frames::default();
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.parts.is_empty() && self.word.is_none()
+    }
+
+    /// Tells how many bytes the entries are.
+    pub(crate) fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.bytes).sum()
+    }
+
+    /// Adds its frames to others.
+    pub(crate) fn put_in(&self, frames: &mut Frames) {
         for piece in self.parts.iter().flat_map(|part| &part.pieces) {
             frames.push_encoded(piece);
         }
         if let Some(word) = self.word {
             frames.push(kind::CONFIRMED, &Bytes::copy_from_slice(&encode_number(word.get())));
         }
-        frames.take()
     }
 }
 
@@ -209,18 +212,14 @@ impl Shared {
             .collect()
     }
 
-    /// Begins a part, which is empty still, and returns who is to be told once it is not.
-    fn begin(&mut self, places: Places) -> Result<Vec<Arc<Notify>>, Full> {
-        let mut woken = Vec::new();
-        for queue in queues_at(&mut self.queues, places) {
-            if queue.parts.len() == PARTS_MAX {
-                return Err(Full);
-            }
-            woken.push(Arc::clone(&queue.woken));
+    /// Begins a part, which is empty still.
+    fn begin(&mut self, places: Places) -> Result<(), Full> {
+        if queues_at(&mut self.queues, places).any(|queue| queue.parts.len() == PARTS_MAX) {
+            return Err(Full);
         }
         self.newest_places = places;
         self.newest_frames = Frames::with_capacity(self.expected_bytes);
-        Ok(woken)
+        Ok(())
     }
 
     /// Puts the newest part into the queues. The next is expected to become as long.
@@ -239,11 +238,11 @@ impl Shared {
     }
 
     /// Takes what waits for a place now, or much of it; none if nothing will come.
-    fn take(&mut self, place: usize, woken: &Arc<Notify>) -> Option<Batch> {
+    fn take(&mut self, place: usize, bell: &Arc<Bell>) -> Option<Batch> {
         if self.newest_places.contains(place) {
             self.finish_newest();
         }
-        let queue = self.queue(place, woken)?;
+        let queue = self.queue(place, bell)?;
         let mut batch = Batch::default();
         let mut bytes = 0;
         while bytes < BATCH_BYTES
@@ -255,13 +254,16 @@ impl Shared {
         if queue.parts.is_empty() {
             batch.word = queue.word.take();
         }
-        let ended = queue.closed && batch.parts.is_empty() && batch.word.is_none();
+        let ended = queue.closed && batch.is_empty();
+        if !queue.parts.is_empty() || (queue.closed && !ended) {
+            queue.bell.ring();
+        }
         (!ended).then_some(batch)
     }
 
     /// Returns the queue of a place if it is still that of the outlet.
-    fn queue(&mut self, place: usize, woken: &Arc<Notify>) -> Option<&mut Queue> {
-        self.queues[place].as_mut().filter(|queue| Arc::ptr_eq(&queue.woken, woken))
+    fn queue(&mut self, place: usize, bell: &Arc<Bell>) -> Option<&mut Queue> {
+        self.queues[place].as_mut().filter(|queue| Arc::ptr_eq(&queue.bell, bell))
     }
 }
 

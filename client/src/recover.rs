@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use inkfast_protocol::messages::{Added, OpenAdds};
+use inkfast_protocol::messages::OpenAdds;
 use inkfast_protocol::recovery::{Action, Recovery, Round};
 use inkfast_protocol::{BookieId, Entry, EntryId, LedgerId, LedgerMetadata, Refusal, Tenure};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::Error;
-use crate::adds::{self, Adds};
+use crate::adds::{Adder, Said};
 use crate::bookies::Bookies;
 use crate::catalog::Catalog;
 use crate::driver::cas;
-use crate::outbox::{Full, Outbox, Outlet};
+use crate::outbox::{Full, Outbox};
 use crate::placement::{self, Lacking};
 use crate::reads::{self, Answer, Reads};
 
@@ -187,8 +187,7 @@ impl Streams {
 
     fn write(&mut self, place: Place, bookie: BookieId, entry: &Entry) -> Result<(), Refusal> {
         if !self.writes.contains_key(&place) {
-            let outbox = Outbox::new(1);
-            self.open(place, bookie, outbox.outlet(0));
+            let outbox = self.open(place, bookie);
             self.writes.insert(place, outbox);
         }
         // A stream that has failed has said so.
@@ -197,20 +196,22 @@ impl Streams {
             .map_err(|Full| Refusal::Unknown("is too many write-backs behind".to_owned()))
     }
 
-    /// Writes back what comes out of an outlet.
-    fn open(&self, place: Place, bookie: BookieId, outlet: Outlet) {
-        let open = OpenAdds { ledger: self.ledger.get(), writer: None, fragment: None };
-        let adds = Adds { bookie, open, tenure: place.2, fragment: 0 };
+    /// Begins to write back to a bookie.
+    fn open(&self, place: Place, bookie: BookieId) -> Outbox {
+        let outbox = Outbox::new(1);
+        let open = OpenAdds { ledger: self.ledger.get(), ..OpenAdds::default() };
         let (bookies, events) = (self.bookies.clone(), self.events.clone());
-        tokio::spawn(async move {
-            let on_added = |added: Added| {
-                // There is room for as many as can be under way.
-                let _ = events.try_send(Event::Written(place, added.first..=added.last));
-            };
-            if let Err(refusal) = adds::run(&bookies, adds, outlet, on_added).await {
-                bookies.refused(bookie, &refusal);
-                let _ = events.send(Event::NotWritten(place, refusal)).await;
-            }
+        let hear = Box::new(move |said| {
+            // There is room for as many as can be under way.
+            let _ = events.try_send(match said {
+                Said::Added(first, last) => Event::Written(place, first..=last),
+                Said::Ended(refusal) => {
+                    bookies.refused(bookie, &refusal);
+                    Event::NotWritten(place, refusal)
+                }
+            });
         });
+        self.bookies.add(bookie, Adder { open, hear }, |bell| outbox.outlet(0, bell));
+        outbox
     }
 }

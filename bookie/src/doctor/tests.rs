@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use inkfast_protocol::gate::Adder;
-use inkfast_protocol::{BookieId, Entry, EntryHeader, Run, Tenure, WriterId};
+use inkfast_protocol::{BookieId, Entry, EntryHeader, Run, WriterId};
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::disk::MemoryDisk;
 use crate::index::Checkpoint;
 use crate::log::Place;
-use crate::store::{Add, Batch, OUTCOMES_MAX};
+use crate::store::{Add, Batch};
 
 const LOG: Uuid = Uuid::from_u128(3);
 const ENTRIES: u64 = 100;
@@ -55,10 +55,10 @@ async fn add(store: &Store, ledger: u64, id: u64) {
         written_at_ms: 0,
     };
     let run = Run::new(vec![Entry::encode(header, "x".repeat(2000).as_bytes())]).unwrap();
-    let add = Some(Add { run, sequence: 0, tenure: Tenure(0) });
+    let add = Some(Add { run, adder: 0, sequence: 0 });
     let writer = WriterId(Uuid::from_u128(1));
     let adder = Arc::new(Adder::Writer { id: writer, fragment: "brief".into() });
-    let (outcomes, mut happened) = mpsc::channel(OUTCOMES_MAX);
+    let (outcomes, mut happened) = mpsc::unbounded_channel();
     let batch = Batch { add, confirmed: None };
     store.add(self::ledger(ledger), &adder, batch, &outcomes).await.unwrap();
     happened.recv().await.unwrap().result.unwrap();

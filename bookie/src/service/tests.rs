@@ -1,10 +1,8 @@
 //! What is read ahead for a client, and what becomes of a client that does not read.
 
 use inkfast_protocol::gate::Adder;
-use inkfast_protocol::messages::{OpenAdds, Read, Tail, encode_tenure};
-use inkfast_protocol::{
-    ENTRY_HEADER_BYTES, Entry, EntryHeader, LedgerId, PAYLOAD_BYTES_MAX, Tenure,
-};
+use inkfast_protocol::messages::{OpenAdds, Read, Tail, encode_adder};
+use inkfast_protocol::{ENTRY_HEADER_BYTES, Entry, EntryHeader, LedgerId, PAYLOAD_BYTES_MAX};
 use inkfast_wire::{
     Authority, Connection, Endpoint, Identity, Net, Remote, Role, Server, Target, serve,
 };
@@ -18,7 +16,7 @@ use crate::disk::{Disk, MemoryDisk};
 use crate::executor::Executor;
 use crate::log;
 use crate::memory::DEFAULT_BYTES;
-use crate::store::{Add, Batch, OUTCOMES_MAX};
+use crate::store::{Add, Batch};
 use crate::stores::Opened;
 
 const LEDGER: u64 = 7;
@@ -36,9 +34,9 @@ async fn stores(entries: u64) -> Stores {
         Stores::open(sound, Vec::new(), (None, DEFAULT_BYTES), Executor::Inline).await.unwrap();
     let ledger = LedgerId::new(LEDGER).unwrap();
     let home = stores.home(ledger).await.unwrap();
-    let (outcomes, mut happened) = mpsc::channel(OUTCOMES_MAX);
+    let (outcomes, mut happened) = mpsc::unbounded_channel();
     for id in 0..entries {
-        let add = Some(Add { run: entry(id).into(), sequence: 0, tenure: Tenure(0) });
+        let add = Some(Add { run: entry(id).into(), adder: 0, sequence: 0 });
         let batch = Batch { add, confirmed: None };
         home.store().add(ledger, &Arc::new(Adder::Recovery), batch, &outcomes).await.unwrap();
         happened.recv().await.unwrap().result.unwrap();
@@ -216,15 +214,15 @@ async fn a_client_that_does_not_read_is_given_up() {
         let (_pair, mut client, mut server) = Pair::streams(&first).await;
         fill(&mut server).await;
         if first.kind == kind::OPEN_ADDS {
-            let tenure = encode_tenure(Tenure(0), 0).to_vec().into();
-            client.sender.send(&Frame { kind: kind::TENURE, body: tenure }).await.unwrap();
+            let adder = encode_adder(0).to_vec().into();
+            client.sender.send(&Frame { kind: kind::ADDER, body: adder }).await.unwrap();
             let body = entry(1).bytes().clone();
             client.sender.send(&Frame { kind: kind::ENTRY, body }).await.unwrap();
         }
         tokio::time::pause();
         let serving = async {
             match first.kind {
-                kind::OPEN_ADDS => bookie.serve_adds(&first, server).await,
+                kind::OPEN_ADDS => bookie.serve_adds(first, server).await,
                 kind::READ => bookie.serve_reads(first, server).await,
                 _ => bookie.serve_tail(&first, server).await,
             }

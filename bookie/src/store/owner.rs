@@ -1,11 +1,10 @@
 //! The task that owns the store.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 
 use inkfast_protocol::gate::{Action, Adder, Answer, Gate, Record, Stored, Ticket};
-use inkfast_protocol::{Entry, EntryId, LedgerId, Refusal, Run, Tenure};
+use inkfast_protocol::{Entry, EntryId, LedgerId, Refusal, Run};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::checkpoint::{Indexed, Indexing, RECENT_ENTRIES_MAX};
@@ -13,7 +12,7 @@ use super::ledgers::{Known, Ledger, Ledgers};
 use super::reading::said;
 use super::tips::Tips;
 use super::upkeep::{self, Upkeep};
-use super::{Add, Batch, Command, Located, Outcome, State, keeper, unsure};
+use super::{Add, Batch, Command, Located, Outcome, Outcomes, State, Written, keeper, unsure};
 use crate::index::IndexError;
 use crate::log::{self, Append, Appender, Completions, Durable, Failed, Place, Reader};
 use crate::record;
@@ -52,13 +51,7 @@ pub(super) enum Standing {
 }
 
 pub(super) enum Reply {
-    Add {
-        entries: (EntryId, EntryId),
-        sequences: Range<u64>,
-        tenure: Tenure,
-        outcomes: mpsc::Sender<Outcome>,
-        room: Arc<OwnedSemaphorePermit>,
-    },
+    Add { adder: u32, written: Written, outcomes: Outcomes, room: Arc<OwnedSemaphorePermit> },
     Fence(oneshot::Sender<Result<Option<EntryId>, Refusal>>),
     Delete(oneshot::Sender<Result<(), Refusal>>),
 }
@@ -233,15 +226,15 @@ impl Owner {
         ledger: LedgerId,
         adder: &Adder,
         add: Add,
-        (outcomes, room): (mpsc::Sender<Outcome>, Arc<OwnedSemaphorePermit>),
+        (outcomes, room): (Outcomes, Arc<OwnedSemaphorePermit>),
     ) {
-        let Add { run, mut sequence, tenure } = add;
+        let Add { run, adder: number, mut sequence } = add;
         let mut reply = |run: &Run| {
             let sequences = sequence..sequence + run.entries().len() as u64;
             sequence = sequences.end;
             let entries = (run.first().id(), run.last().id());
             let (outcomes, room) = (outcomes.clone(), Arc::clone(&room));
-            Reply::Add { entries, sequences, tenure, outcomes, room }
+            Reply::Add { adder: number, written: Written { entries, sequences }, outcomes, room }
         };
         let stored = match self.let_in(adder) {
             Ok(()) => self.stored(ledger, &run).await,
@@ -425,11 +418,10 @@ impl Owner {
 impl Reply {
     fn send(self, answer: Answer) {
         match self {
-            Self::Add { entries, sequences, tenure, outcomes, room } => {
-                let result = answer.done();
-                // It has room for all that can be under way; or the stream is gone.
-                let outcome = Outcome { entries, sequences, tenure, result, _room: room };
-                let _ = outcomes.try_send(outcome);
+            Self::Add { adder, written, outcomes, room } => {
+                let result = answer.done().map(|()| written);
+                // The stream may be gone.
+                let _ = outcomes.send(Outcome { adder, result, _room: Some(room) });
             }
             Self::Fence(fenced) => {
                 let _ = fenced.send(match answer {

@@ -1,7 +1,7 @@
 //! The store on a disk that loses what was not synced.
 
 use inkfast_protocol::{Entry, EntryHeader, WriterId};
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
 use crate::disk::{BLOCK_BYTES, MemoryDisk, Unsynced};
@@ -63,18 +63,18 @@ impl World {
 
     async fn add(&self, by: &Arc<Adder>, entry: &Entry) -> Result<(), Refusal> {
         let mut outcomes = self.start_add(by, entry).await;
-        outcomes.recv().await.unwrap().result
+        outcomes.recv().await.unwrap().result.map(drop)
     }
 
-    async fn start_add(&self, by: &Arc<Adder>, entry: &Entry) -> Receiver<Outcome> {
+    async fn start_add(&self, by: &Arc<Adder>, entry: &Entry) -> UnboundedReceiver<Outcome> {
         self.start_adds(by, vec![entry.clone()]).await
     }
 
-    async fn start_adds(&self, by: &Arc<Adder>, entries: Vec<Entry>) -> Receiver<Outcome> {
-        let (outcomes, happened) = mpsc::channel(OUTCOMES_MAX);
+    async fn start_adds(&self, by: &Arc<Adder>, entries: Vec<Entry>) -> UnboundedReceiver<Outcome> {
+        let (outcomes, happened) = mpsc::unbounded_channel();
         let run = Run::new(entries).unwrap();
         let ledger = run.first().header().ledger;
-        let add = Some(Add { run, sequence: 0, tenure: Tenure(0) });
+        let add = Some(Add { run, adder: 0, sequence: 0 });
         let batch = Batch { add, confirmed: None };
         self.store.add(ledger, by, batch, &outcomes).await.unwrap();
         happened
@@ -179,20 +179,22 @@ async fn an_entry_that_is_there_is_not_written_again_and_not_overwritten() {
 async fn a_run_has_one_outcome_or_one_for_each_entry_if_some_are_there() {
     let world = World::new().await;
     let run = |ids: Range<u64>| ids.map(|id| entry(7, id, "payload")).collect::<Vec<_>>();
-    let all_of = |happened: Receiver<Outcome>| async move {
+    let all_of = |happened: UnboundedReceiver<Outcome>| async move {
         let mut happened = happened;
         let mut outcomes = Vec::new();
         while let Some(outcome) = happened.recv().await {
-            outcomes.push((outcome.entries, outcome.sequences, outcome.result));
+            outcomes.push(outcome.result.unwrap());
         }
         outcomes
     };
-    let id = EntryId::new;
+    let written = |first, last, sequences| {
+        let entries = (EntryId::new(first), EntryId::new(last));
+        Written { entries, sequences }
+    };
     let outcomes = all_of(world.start_adds(&writer(1), run(3..6)).await).await;
-    assert_eq!(outcomes, [((id(3), id(5)), 0..3, Ok(()))]);
+    assert_eq!(outcomes, [written(3, 5, 0..3)]);
     let outcomes = all_of(world.start_adds(&recovery(), run(4..8)).await).await;
-    let each =
-        (4..8).zip(0..).map(|(entry, before)| ((id(entry), id(entry)), before..before + 1, Ok(())));
+    let each = (4..8).zip(0..).map(|(entry, before)| written(entry, entry, before..before + 1));
     assert_eq!(outcomes, each.collect::<Vec<_>>());
     let world = world.crash().await;
     for id in 3..8 {
@@ -200,7 +202,7 @@ async fn a_run_has_one_outcome_or_one_for_each_entry_if_some_are_there() {
     }
     // Below what is there, and around it.
     let outcomes = all_of(world.start_adds(&recovery(), run(0..3)).await).await;
-    assert_eq!(outcomes, [((id(0), id(2)), 0..3, Ok(()))]);
+    assert_eq!(outcomes, [written(0, 2, 0..3)]);
 }
 
 #[tokio::test]
@@ -262,7 +264,7 @@ async fn more_than_there_is_room_for_goes_through_and_is_there_at_the_next_start
         started.push(world.start_adds(&writer(1), entries).await);
     }
     for mut happened in started {
-        assert_eq!(happened.recv().await.unwrap().result, Ok(()));
+        assert!(happened.recv().await.unwrap().result.is_ok());
     }
     let disk = world.break_off().await;
     disk.crash(Unsynced::Lost);
@@ -282,7 +284,7 @@ async fn what_is_confirmed_after_a_ledger_left_the_memory_is_told() {
     for id in 0..10 * RECENT_ENTRIES_MAX as u64 {
         world.add(&writer(1), &entry(8, id, "b")).await.unwrap();
     }
-    let (outcomes, _happened) = mpsc::channel(OUTCOMES_MAX);
+    let (outcomes, _happened) = mpsc::unbounded_channel();
     let confirmed = Some(EntryId::new(0));
     let batch = Batch { add: None, confirmed };
     world.store.add(ledger(7), &writer(1), batch, &outcomes).await.unwrap();
@@ -306,7 +308,7 @@ async fn a_tip_tells_what_is_confirmed_and_what_is_durable() {
     let now = *tip.borrow_and_update();
     assert_eq!((now.confirmed, now.durable), (Some(EntryId::new(1)), Some(EntryId::new(2))));
 
-    let (outcomes, _happened) = mpsc::channel(OUTCOMES_MAX);
+    let (outcomes, _happened) = mpsc::unbounded_channel();
     let says = |confirmed| Batch { confirmed: Some(EntryId::new(confirmed)), ..Batch::default() };
     world.store.add(ledger(7), &writer(2), says(9), &outcomes).await.unwrap();
     world.store.add(ledger(7), &writer(1), says(2), &outcomes).await.unwrap();

@@ -1,13 +1,13 @@
 //! Stores on several disks, of which some fail.
 
 use inkfast_protocol::gate::Adder;
-use inkfast_protocol::{Entry, EntryHeader, EntryId, Tenure, WriterId};
+use inkfast_protocol::{Entry, EntryHeader, EntryId, WriterId};
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::disk::{Disk, MemoryDisk, Unsynced};
 use crate::log;
-use crate::store::{Add, Batch, OUTCOMES_MAX};
+use crate::store::{Add, Batch};
 
 mod damage;
 
@@ -144,11 +144,11 @@ fn entry(ledger: u64, entry: u64) -> Entry {
 }
 
 async fn add(home: &Home, by: &Arc<Adder>, id: u64, number: u64) -> Result<(), Refusal> {
-    let (outcomes, mut happened) = mpsc::channel(OUTCOMES_MAX);
-    let add = Add { run: entry(id, number).into(), sequence: 0, tenure: Tenure(0) };
+    let (outcomes, mut happened) = mpsc::unbounded_channel();
+    let add = Add { run: entry(id, number).into(), adder: 0, sequence: 0 };
     let batch = Batch { add: Some(add), confirmed: None };
     home.add(ledger(id), by, batch, &outcomes).await?;
-    happened.recv().await.unwrap().result
+    happened.recv().await.unwrap().result.map(drop)
 }
 
 fn assert_unknown(answer: Result<(), Refusal>) {

@@ -6,11 +6,11 @@
 //!
 //! | kind | name | from | body |
 //! |---|---|---|---|
-//! | 1 | open adds | client | [`OpenAdds`]; adds follow on this stream |
-//! | 2 | tenure | client | fixed: tenure u64, fragment number u32; holds for the entries that follow |
+//! | 1 | open adds | client | [`OpenAdds`]; begins an adder on this stream |
+//! | 2 | adder | client | fixed: the number of an adder u32; what follows is of that one |
 //! | 3 | entry | both | the entry, as [`Entry`](crate::Entry) lays it out |
-//! | 4 | added | bookie | fixed, [`Added`]: tenure u64, first entry u64, last entry u64 |
-//! | 5 | refused | bookie | [`Refused`]; on a stream of adds it is the last frame |
+//! | 4 | added | bookie | fixed, [`Added`]: adder u32, first entry u64, last entry u64 |
+//! | 5 | refused | bookie | [`Refused`]; on a stream of adds or pushes it is the last frame |
 //! | 6 | read | client | [`Read`]; for each id, in order, an entry (3) or a refusal (5) comes back |
 //! | 7 | fence | client | [`Fence`]; answered with 8 or 5 |
 //! | 8 | state | bookie | [`LedgerState`] |
@@ -18,12 +18,21 @@
 //! | 10 | tail | client | [`Tail`]; answered with 3, 9 and 12 until either side ends the stream |
 //! | 11 | credit | client | fixed: bytes u64 that may be pushed beyond those granted so far |
 //! | 12 | missing | bookie | [`Missing`] |
+//! | 13 | close adds | client | fixed: the number of an adder u32; nothing more comes from it |
+//! | 14 | adds refused | bookie | [`AddsRefused`]; the adder's last frame |
 //!
-//! A stream of adds is opened with 1, then 2, then entries. Entries of one stream are taken in
-//! order; 4 says that of those sent on this stream in this tenure all from the first to the last
-//! are on disk. Between entries the writer may send 9, which tells its last add confirmed and is
-//! not answered. On a stream of reads any number of 6 may follow each other. 7 is a request: one
-//! frame there, one frame back.
+//! One stream of adds serves all ledgers that a client writes to a bookie: a stream for each would
+//! cost a packet and a wake-up for each entry where many ledgers have few entries at a time. 1
+//! begins an *adder*, who adds to one ledger, at one place and in one tenure; the client numbers
+//! its adders on the stream upwards, up to [`ADDERS_MAX`] at a time. After 2 come the entries (3) of
+//! one adder, in ascending order, until the next 2; 9 among them tells the writer's last add
+//! confirmed and is not answered. 4 says that of those that an adder sent all from the first to the
+//! last are on disk. After 14 the bookie ignores what is on its way from that adder, and goes on
+//! with the others. The client sends 13 for each adder in the end, also for one that was refused;
+//! what was added before it need not be answered any more.
+//!
+//! On a stream of reads any number of 6 may follow each other. 7 is a request: one frame there, one
+//! frame back.
 //!
 //! A stream of pushes is opened with 10; then 11 may follow at any time. The bookie pushes the
 //! entries of the tail's lane in ascending order, each once it is on disk there and known to be
@@ -39,14 +48,14 @@
 use prost::Message;
 use uuid::Uuid;
 
-use crate::{BookieId, ENSEMBLE_MAX, EntryId, LedgerId, Replication, Tenure, WriterId};
+use crate::{BookieId, ENSEMBLE_MAX, EntryId, LedgerId, Replication, WriterId};
 
 /// The kinds of frames; see the table of this module.
 pub mod kind {
-    /// Opens a stream of adds.
+    /// Begins an adder on a stream of adds.
     pub const OPEN_ADDS: u8 = 1;
-    /// States tenure and fragment number of the entries that follow.
-    pub const TENURE: u8 = 2;
+    /// Says whose the entries are that follow.
+    pub const ADDER: u8 = 2;
     /// Carries one entry.
     pub const ENTRY: u8 = 3;
     /// Acknowledges a run of entries.
@@ -67,14 +76,24 @@ pub mod kind {
     pub const CREDIT: u8 = 11;
     /// Says of an entry that it cannot be pushed, and why.
     pub const MISSING: u8 = 12;
+    /// Ends an adder.
+    pub const CLOSE_ADDS: u8 = 13;
+    /// Refuses what an adder adds.
+    pub const ADDS_REFUSED: u8 = 14;
 }
 
 /// The most entries that one [`Read`] may ask for.
 pub const READ_ENTRIES_MAX: usize = 1024;
 
-/// Says which ledger the adds of a stream are for, and who sends them.
+/// The most adders that one stream of adds may have at a time.
+pub const ADDERS_MAX: usize = 1 << 16;
+
+/// Says which ledger an adder adds to, and who it is.
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct OpenAdds {
+    /// Its number, which is higher than those before it on this stream.
+    #[prost(uint32, tag = "4")]
+    pub adder: u32,
     /// The ledger's id.
     #[prost(uint64, tag = "1")]
     pub ledger: u64,
@@ -236,12 +255,11 @@ pub struct Missing {
     pub refused: Refused,
 }
 
-/// Acknowledges: of the entries sent on this stream in this tenure, all from the first to the
-/// last are on disk.
+/// Acknowledges: of the entries that an adder sent, all from the first to the last are on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Added {
-    /// The tenure that the entries were sent in.
-    pub tenure: Tenure,
+    /// The adder's number.
+    pub adder: u32,
     /// The lowest of them.
     pub first: EntryId,
     /// The highest of them.
@@ -250,22 +268,33 @@ pub struct Added {
 
 impl Added {
     /// Encodes the body of the frame.
-    pub fn encode(&self) -> [u8; 24] {
-        let mut body = [0; 24];
-        body[..8].copy_from_slice(&self.tenure.0.to_le_bytes());
-        body[8..16].copy_from_slice(&self.first.get().to_le_bytes());
-        body[16..].copy_from_slice(&self.last.get().to_le_bytes());
+    pub fn encode(&self) -> [u8; 20] {
+        let mut body = [0; 20];
+        body[..4].copy_from_slice(&self.adder.to_le_bytes());
+        body[4..12].copy_from_slice(&self.first.get().to_le_bytes());
+        body[12..].copy_from_slice(&self.last.get().to_le_bytes());
         body
     }
 
     /// Decodes the body of a frame; none when it is too short.
     pub fn decode(body: &[u8]) -> Option<Self> {
         Some(Self {
-            tenure: Tenure(u64_at(body, 0)?),
-            first: EntryId::new(u64_at(body, 8)?),
-            last: EntryId::new(u64_at(body, 16)?),
+            adder: decode_adder(body)?,
+            first: EntryId::new(u64_at(body, 4)?),
+            last: EntryId::new(u64_at(body, 12)?),
         })
     }
+}
+
+/// Refuses what an adder adds, from the first entry that is not acknowledged.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct AddsRefused {
+    /// The adder's number.
+    #[prost(uint32, tag = "1")]
+    pub adder: u32,
+    /// Why.
+    #[prost(message, required, tag = "2")]
+    pub refused: Refused,
 }
 
 /// Encodes the body of a frame that is one number: of [`kind::CONFIRMED`] or [`kind::CREDIT`].
@@ -278,17 +307,15 @@ pub fn decode_number(body: &[u8]) -> Option<u64> {
     u64_at(body, 0)
 }
 
-/// Encodes the body of a tenure frame.
-pub fn encode_tenure(tenure: Tenure, fragment: u32) -> [u8; 12] {
-    let mut body = [0; 12];
-    body[..8].copy_from_slice(&tenure.0.to_le_bytes());
-    body[8..].copy_from_slice(&fragment.to_le_bytes());
-    body
+/// Encodes the body of a frame that is the number of an adder: of [`kind::ADDER`] or
+/// [`kind::CLOSE_ADDS`].
+pub const fn encode_adder(adder: u32) -> [u8; 4] {
+    adder.to_le_bytes()
 }
 
-/// Decodes the tenure of a tenure frame's body; none when it is too short.
-pub fn decode_tenure(body: &[u8]) -> Option<Tenure> {
-    u64_at(body, 0).map(Tenure)
+/// Decodes what [`encode_adder`] made; none when it is too short.
+pub fn decode_adder(body: &[u8]) -> Option<u32> {
+    body.first_chunk().copied().map(u32::from_le_bytes)
 }
 
 /// A refusal on the wire.
@@ -415,11 +442,12 @@ mod tests {
 
     #[test]
     fn a_fixed_body_is_read_from_its_beginning() {
-        let added = Added { tenure: Tenure(3), first: EntryId::new(4), last: EntryId::new(9) };
+        let added = Added { adder: 3, first: EntryId::new(4), last: EntryId::new(9) };
         let mut longer = added.encode().to_vec();
         longer.extend_from_slice(b"a later field");
         assert_eq!(Added::decode(&longer), Some(added));
-        assert_eq!(Added::decode(&longer[..23]), None);
-        assert_eq!(decode_tenure(&encode_tenure(Tenure(7), 2)), Some(Tenure(7)));
+        assert_eq!(Added::decode(&longer[..19]), None);
+        assert_eq!(decode_adder(&encode_adder(7)), Some(7));
+        assert_eq!(decode_adder(&[7; 3]), None);
     }
 }

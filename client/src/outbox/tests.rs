@@ -1,12 +1,9 @@
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
-
 use inkfast_protocol::{EntryHeader, LedgerId};
 use inkfast_wire::Frame;
 use tokio::sync::Semaphore;
-use tokio::time::{Duration, timeout};
 
 use super::*;
+use crate::bell::Turns;
 
 fn entry(id: u64, payload_bytes: usize) -> Entry {
     let header = EntryHeader {
@@ -23,16 +20,24 @@ fn places<const N: usize>(places: [usize; N]) -> Places {
     places.into_iter().collect()
 }
 
-/// Gives what is there for an outlet now: none if it would wait, or has ended.
-fn now(outlet: &mut Outlet) -> Option<Batch> {
-    match pin!(outlet.next()).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(batch) => batch,
-        Poll::Pending => None,
-    }
+/// Gives what is there for an outlet now: none if there is nothing, or it has ended.
+fn now(outlet: &Outlet) -> Option<Batch> {
+    outlet.take().filter(|batch| !batch.is_empty())
 }
 
-fn has_ended(outlet: &mut Outlet) -> bool {
-    pin!(outlet.next()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+fn has_ended(outlet: &Outlet) -> bool {
+    outlet.take().is_none()
+}
+
+fn frames(batch: &Batch) -> Vec<Bytes> {
+    let mut frames = Frames::default();
+    batch.put_in(&mut frames);
+    frames.take()
+}
+
+/// Makes the outlet of a place, whose bell nobody hears.
+fn outlet(outbox: &Outbox, place: usize) -> Outlet {
+    outbox.outlet(place, Arc::<Turns>::default().bell(0))
 }
 
 fn ids(batch: &Batch) -> Vec<u64> {
@@ -42,16 +47,16 @@ fn ids(batch: &Batch) -> Vec<u64> {
 #[test]
 fn places_share_the_bytes_of_entries_that_both_take() {
     let outbox = Outbox::new(2);
-    let (mut one, mut other) = (outbox.outlet(0), outbox.outlet(1));
+    let (one, other) = (outlet(&outbox, 0), outlet(&outbox, 1));
     for id in 0..10 {
         outbox.push(&entry(id, 1000), places([0, 1]), None).unwrap();
     }
-    let (first, second) = (now(&mut one).unwrap(), now(&mut other).unwrap());
+    let (first, second) = (now(&one).unwrap(), now(&other).unwrap());
     assert_eq!(ids(&first), (0..10).collect::<Vec<_>>());
     assert_eq!(ids(&second), ids(&first));
-    assert_eq!(first.frames().len(), 1);
-    assert_eq!(first.frames()[0].as_ptr(), second.frames()[0].as_ptr());
-    assert!(now(&mut one).is_none() && now(&mut other).is_none());
+    assert_eq!(frames(&first).len(), 1);
+    assert_eq!(frames(&first)[0].as_ptr(), frames(&second)[0].as_ptr());
+    assert!(now(&one).is_none() && now(&other).is_none());
 }
 
 #[test]
@@ -60,7 +65,7 @@ fn each_place_gets_the_frames_of_its_entries_in_order() {
         [(3, 3, 10), (3, 3, 3000), (5, 3, 10), (5, 3, 1000), (4, 2, 20_000), (3, 2, 100_000)]
     {
         let outbox = Outbox::new(ensemble);
-        let mut outlets: Vec<_> = (0..ensemble).map(|place| outbox.outlet(place)).collect();
+        let outlets: Vec<_> = (0..ensemble).map(|place| outlet(&outbox, place)).collect();
         let mut expected = vec![Vec::new(); ensemble];
         let mut got = expected.clone();
         for id in 0..200_usize {
@@ -73,15 +78,15 @@ fn each_place_gets_the_frames_of_its_entries_in_order() {
             }
             // Each takes at a pace of its own.
             for place in (0..ensemble).filter(|place| id % (3 * place + 1) == 0) {
-                if let Some(batch) = now(&mut outlets[place]) {
-                    got[place].extend(batch.frames().concat());
+                if let Some(batch) = now(&outlets[place]) {
+                    got[place].extend(frames(&batch).concat());
                 }
             }
         }
         drop(outbox);
-        for (outlet, got) in outlets.iter_mut().zip(&mut got) {
+        for (outlet, got) in outlets.iter().zip(&mut got) {
             while let Some(batch) = now(outlet) {
-                got.extend(batch.frames().concat());
+                got.extend(frames(&batch).concat());
             }
         }
         assert!(got == expected, "{ensemble} {write_quorum} {payload_bytes}");
@@ -92,13 +97,13 @@ fn each_place_gets_the_frames_of_its_entries_in_order() {
 fn room_is_taken_until_the_last_place_has_sent_the_entry_or_failed() {
     let room = Arc::new(Semaphore::new(10));
     let outbox = Outbox::new(3);
-    let mut outlets = [0, 1].map(|place| outbox.outlet(place));
+    let outlets = [0, 1].map(|place| outlet(&outbox, place));
     let push = |id, places| {
         let taken = Arc::clone(&room).try_acquire_owned().unwrap();
         outbox.push(&entry(id, 10), places, Some(&Room::with(None, taken))).unwrap();
     };
     push(0, places([0, 1, 2]));
-    let [first, second] = [0, 1].map(|place| now(&mut outlets[place]).unwrap());
+    let [first, second] = [0, 1].map(|place| now(&outlets[place]).unwrap());
     push(1, places([0, 1, 2]));
     // Nobody is there to send it.
     push(2, places([2]));
@@ -107,9 +112,9 @@ fn room_is_taken_until_the_last_place_has_sent_the_entry_or_failed() {
     assert_eq!(room.available_permits(), 8);
     drop(second);
     assert_eq!(room.available_permits(), 9);
-    let [one, mut other] = outlets;
+    let [one, other] = outlets;
     drop(one);
-    assert_eq!(ids(&now(&mut other).unwrap()), [1]);
+    assert_eq!(ids(&now(&other).unwrap()), [1]);
     assert_eq!(room.available_permits(), 10);
     push(3, places([0]));
     push(4, places([0, 1]));
@@ -118,68 +123,77 @@ fn room_is_taken_until_the_last_place_has_sent_the_entry_or_failed() {
     assert_eq!(room.available_permits(), 10);
 }
 
-/// Gives what an outlet gives next, which may have to wait for it.
-async fn next(outlet: &mut Outlet) -> Option<Batch> {
-    timeout(Duration::from_secs(10), outlet.next()).await.expect("it is woken")
-}
-
-#[tokio::test]
-async fn a_place_that_waits_is_woken() {
-    let outbox = Outbox::new(2);
-    let mut outlet = outbox.outlet(1);
-    for id in [3, 4] {
-        let push = async { outbox.push(&entry(id, 10), places([0, 1]), None).unwrap() };
-        assert_eq!(ids(&join(next(&mut outlet), push).await.unwrap()), [id]);
-    }
-    let tell = async { outbox.tell(1, EntryId::new(2)) };
-    assert_eq!(join(next(&mut outlet), tell).await.unwrap().word, Some(EntryId::new(2)));
-    assert!(join(next(&mut outlet), async { drop(outbox) }).await.is_none());
-}
-
-/// Begins to wait for one thing, and then does another.
-async fn join<T>(waits: impl Future<Output = T>, then: impl Future<Output = ()>) -> T {
-    tokio::join!(biased; waits, then).0
+#[test]
+fn a_place_rings_when_there_is_something_and_once_until_its_turn() {
+    let (outbox, turns) = (Outbox::new(2), Arc::<Turns>::default());
+    let rung = || std::iter::from_fn(|| turns.next()).map(|bell| bell.number).collect::<Vec<_>>();
+    let outlets = [0, 1].map(|place| outbox.outlet(place, turns.bell(place as u32)));
+    assert_eq!(rung(), []);
+    outbox.push(&entry(3, 10), places([1, 0]), None).unwrap();
+    outbox.push(&entry(4, 10), places([1, 0]), None).unwrap();
+    outbox.tell(0, EntryId::new(2));
+    assert_eq!(rung(), [0, 1]);
+    assert_eq!(ids(&now(&outlets[1]).unwrap()), [3, 4]);
+    assert_eq!(rung(), []);
+    outbox.tell(1, EntryId::new(2));
+    assert_eq!(rung(), [1]);
+    assert_eq!(now(&outlets[1]).unwrap().word, Some(EntryId::new(2)));
+    // More than one turn is worth.
+    outbox.push(&entry(5, BATCH_BYTES), places([1]), None).unwrap();
+    outbox.push(&entry(6, 10), places([1]), None).unwrap();
+    assert_eq!(rung(), [1]);
+    assert_eq!(ids(&now(&outlets[1]).unwrap()), [5]);
+    assert_eq!(rung(), [1]);
+    assert_eq!(ids(&now(&outlets[1]).unwrap()), [6]);
+    assert_eq!(rung(), []);
+    drop(outbox);
+    assert_eq!(rung(), [0, 1]);
+    assert!(has_ended(&outlets[1]));
+    assert!(now(&outlets[0]).is_some());
+    // It has not heard yet that there was no more.
+    assert_eq!(rung(), [0]);
+    assert!(has_ended(&outlets[0]));
 }
 
 #[test]
 fn what_waits_is_sent_after_the_close_and_the_newest_word_behind_it() {
     let outbox = Outbox::new(1);
-    let mut outlet = outbox.outlet(0);
+    let outlet = outlet(&outbox, 0);
     outbox.tell(0, EntryId::new(2));
     outbox.push(&entry(4, BATCH_BYTES), places([0]), None).unwrap();
     outbox.tell(0, EntryId::new(3));
     outbox.push(&entry(5, 10), places([0]), None).unwrap();
     outbox.close();
-    let batch = now(&mut outlet).unwrap();
+    let batch = now(&outlet).unwrap();
     assert_eq!((ids(&batch), batch.word), (vec![4], None));
-    let batch = now(&mut outlet).unwrap();
+    let batch = now(&outlet).unwrap();
     assert_eq!((ids(&batch), batch.word), (vec![5], Some(EntryId::new(3))));
-    assert!(has_ended(&mut outlet));
+    assert!(has_ended(&outlet));
 }
 
 #[test]
 fn the_next_outlet_of_a_place_ends_the_one_before() {
     let outbox = Outbox::new(1);
-    let mut before = outbox.outlet(0);
+    let before = outlet(&outbox, 0);
     outbox.push(&entry(0, 10), places([0]), None).unwrap();
-    let mut outlet = outbox.outlet(0);
-    assert!(has_ended(&mut before));
+    let outlet = outlet(&outbox, 0);
+    assert!(has_ended(&before));
     drop(before);
     outbox.push(&entry(1, 10), places([0]), None).unwrap();
-    assert_eq!(ids(&now(&mut outlet).unwrap()), [1]);
-    assert!(!has_ended(&mut outlet));
+    assert_eq!(ids(&now(&outlet).unwrap()), [1]);
+    assert!(!has_ended(&outlet));
 }
 
 #[test]
 fn a_queue_has_a_bound() {
     let outbox = Outbox::new(2);
-    let mut outlets = [0, 1].map(|place| outbox.outlet(place));
+    let outlets = [0, 1].map(|place| outlet(&outbox, place));
     let large = entry(0, PART_BYTES_MAX);
     for _ in 0..PARTS_MAX {
         outbox.push(&large, places([0]), None).unwrap();
     }
     assert!(outbox.push(&large, places([0]), None).is_err());
     assert!(outbox.push(&large, places([1]), None).is_ok());
-    assert!(now(&mut outlets[0]).is_some());
+    assert!(now(&outlets[0]).is_some());
     assert!(outbox.push(&large, places([0]), None).is_ok());
 }

@@ -83,10 +83,8 @@ impl Model {
         let entries: Vec<_> = ids.iter().map(|entry| bytes_of(id, *entry)).collect();
         let mut happened = world.start_adds(&by, entries).await;
         while let Some(outcome) = happened.recv().await {
-            if outcome.result.is_err() {
-                return false;
-            }
-            let (first, last) = (outcome.entries.0.get(), outcome.entries.1.get());
+            let Ok(Written { entries: (first, last), .. }) = outcome.result else { return false };
+            let (first, last) = (first.get(), last.get());
             let done = ids.iter().filter(|id| (first..=last).contains(id));
             expected.kept.extend(done);
             expected.has_writer |= *by != Adder::Recovery;
