@@ -23,6 +23,8 @@ use crate::outbox::{Batch, Outlet};
 const STOOD_STILL: Duration = Duration::from_secs(1);
 /// Once so many bytes of entries are gathered they are sent.
 const SENT_BYTES: usize = 256 << 10;
+/// How much room is made at first for frames that are gathered into one piece.
+const COPIED_BYTES: usize = 16 << 10;
 
 /// The stream of adds to one bookie. Once this is dropped what waits is sent, and the stream ends.
 pub(crate) struct Adds(Arc<Shared>);
@@ -167,7 +169,8 @@ impl Shared {
     /// Gathers what is to be sent now, or much of it. The entries that follow are of the current
     /// adder.
     fn gather(&self, current: &mut Option<u32>) -> (Vec<Bytes>, Vec<Batch>) {
-        let (mut frames, mut batches, mut bytes) = (Frames::default(), Vec::new(), 0);
+        let mut frames = Frames::with_capacity(COPIED_BYTES);
+        let (mut batches, mut bytes) = (Vec::new(), 0);
         // Whatever the last of an adder takes along is not dropped under the lock.
         let mut ended = Vec::new();
         let now = Instant::now();

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ struct Shared {
     deadlines: Deadlines,
     remotes: Mutex<BTreeMap<(BookieId, Traffic), Remote>>,
     adds: Mutex<BTreeMap<BookieId, Adds>>,
+    untold: AtomicU32,
 }
 
 /// What a connection is for. A reader that does not take what it asked for fills the window of its
@@ -42,8 +44,15 @@ pub(crate) enum Traffic {
 impl Bookies {
     pub(crate) fn new(endpoint: Endpoint, catalog: Catalog, deadlines: Deadlines) -> Self {
         let registry = Registry::start(catalog.clone());
-        let (remotes, adds) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Shared { endpoint, catalog, registry, deadlines, remotes, adds }))
+        Self(Arc::new(Shared {
+            endpoint,
+            catalog,
+            registry,
+            deadlines,
+            remotes: Mutex::default(),
+            adds: Mutex::default(),
+            untold: AtomicU32::new(0),
+        }))
     }
 
     pub(crate) fn deadlines(&self) -> &Deadlines {
@@ -52,6 +61,11 @@ impl Bookies {
 
     pub(crate) fn registry(&self) -> &Registry {
         &self.0.registry
+    }
+
+    /// Counts the ledgers of which bookies are to be told the last add confirmed.
+    pub(crate) fn untold(&self) -> &AtomicU32 {
+        &self.0.untold
     }
 
     /// Notes that a bookie takes no adds of some ledger. If that may be so for all ledgers, it is

@@ -47,6 +47,8 @@ pub(crate) struct Driver {
     appended_at: Instant,
     /// When the bookies were last told the last add confirmed by itself.
     told_at: Instant,
+    /// It is counted among those that are to tell the bookies the last add confirmed.
+    untold: bool,
     /// When the driver is tended next; none if nothing is due.
     tended_at: Option<Instant>,
     /// Has it tended now. Closed with the driver.
@@ -106,6 +108,7 @@ impl Driver {
                 appended: None,
                 appended_at: now,
                 told_at: now,
+                untold: false,
                 tended_at: None,
                 tend,
                 questions,
@@ -259,6 +262,12 @@ impl Driver {
 
     fn error(&self, error: WriteError) -> Error {
         Error::of_writer(self.ledger(), error)
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.count_untold(false);
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is read ahead for a client, and what becomes of a client that does not read.
 
+use bytes::Bytes;
 use inkfast_protocol::gate::Adder;
 use inkfast_protocol::messages::{OpenAdds, Read, Tail, encode_adder};
 use inkfast_protocol::{ENTRY_HEADER_BYTES, Entry, EntryHeader, LedgerId, PAYLOAD_BYTES_MAX};
@@ -18,6 +19,8 @@ use crate::log;
 use crate::memory::DEFAULT_BYTES;
 use crate::store::{Add, Batch};
 use crate::stores::Opened;
+
+mod adds;
 
 const LEDGER: u64 = 7;
 /// How large the entries of these tests are.

@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use futures::stream::{StreamExt, TryStreamExt, iter};
 use hdrhistogram::Histogram;
 use inkfast::{Client, LedgerWriter, PAYLOAD_BYTES_MAX};
 use serde::Serialize;
@@ -31,6 +32,8 @@ mod tail;
 const LATENCY_US_MAX: u64 = 60_000_000;
 const LEDGERS_MAX: usize = 10_000;
 const WINDOW_MAX: usize = 1_000_000;
+/// How many ledgers are created, begun, closed or deleted at a time.
+const AT_ONCE: usize = 64;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Bench {
@@ -146,10 +149,10 @@ impl Entries {
             return read.measure_named(client).await;
         }
         let load = self.load();
-        let mut writers = Vec::new();
-        for _ in 0..load.ledgers {
-            writers.push(client.create_ledger(load.spread.options()?).await?);
-        }
+        let options = load.spread.options()?;
+        let create = |_| client.create_ledger(options.clone());
+        let created = iter(0..load.ledgers).map(create).buffer_unordered(AT_ONCE);
+        let writers: Vec<_> = created.try_collect().await?;
         let ledgers: Vec<_> = writers.iter().map(LedgerWriter::id).collect();
         let measured = match self {
             Self::Append(load) => append::measure(load, writers).await.map(|it| load.amount(it)),
@@ -158,9 +161,8 @@ impl Entries {
                 tail::measure(load, client, writers).await.map(|it| load.amount(it))
             }
         };
-        for ledger in ledgers {
-            client.delete_ledger(ledger).await?;
-        }
+        let deleting = iter(ledgers).map(|ledger| client.delete_ledger(ledger));
+        deleting.buffer_unordered(AT_ONCE).try_for_each(async |()| Ok(())).await?;
         measured
     }
 }

@@ -2,6 +2,7 @@
 //! ledger's last add confirmed, gives up appends that have waited for too long.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, Weak};
 use std::time::Duration;
 
@@ -16,6 +17,10 @@ use crate::placement::{self, Candidate, Lacking};
 /// entry would tell. For so long a tail waits for the last entry; more often than that, nothing is
 /// sent for it.
 const IDLE: Duration = Duration::from_millis(2);
+
+/// With more ledgers than these that are to be told something, each waits longer in proportion, and
+/// mostly until its next entry tells it: all writers of a client tell no more often than these do.
+const TOLD_SOON: u32 = 16;
 
 /// How long a writer that gives up waits for the metadata, which may tell that it was fenced.
 const LAST_WORD: Duration = Duration::from_secs(5);
@@ -77,6 +82,7 @@ impl Driver {
 
     /// Has the driver tended earlier than it was to be, if that is needed now.
     pub(super) fn see_to_tending(&mut self) {
+        self.count_untold(self.writer.is_untold());
         if let Some(due) = self.due()
             && self.tended_at.is_none_or(|at| at > due)
         {
@@ -113,6 +119,17 @@ impl Driver {
     }
 
     fn idle_at(&self) -> Option<Instant> {
-        self.writer.is_untold().then(|| self.appended_at.max(self.told_at) + IDLE)
+        let pause = || IDLE * (1 + self.bookies.untold().load(Ordering::Relaxed) / TOLD_SOON);
+        self.writer.is_untold().then(|| self.appended_at.max(self.told_at) + pause())
+    }
+
+    /// Counts the ledger among those that are to be told something, or not any more.
+    pub(super) fn count_untold(&mut self, untold: bool) {
+        if self.untold != untold {
+            self.untold = untold;
+            let count = self.bookies.untold();
+            let add = if untold { 1 } else { u32::MAX };
+            count.fetch_add(add, Ordering::Relaxed);
+        }
     }
 }

@@ -1,74 +1,116 @@
 //! Measuring appends.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures::future::try_join_all;
+use futures::future::FutureExt;
+use futures::stream::{FuturesUnordered, StreamExt, TryStreamExt, iter};
 use hdrhistogram::Histogram;
 use inkfast::{Append, Error, LedgerWriter};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::pace::Pace;
-use super::{Load, Measured, histogram, note};
+use super::{AT_ONCE, Load, Measured, histogram, record};
 use crate::Failure;
 
-/// An append under way, with its place in the window.
-pub(super) struct UnderWay {
-    pub(super) append: Append,
-    since: Instant,
-    _place: OwnedSemaphorePermit,
-}
-
-/// Appends for as long as the load says and closes the ledgers.
+/// Appends to the ledgers in turn for as long as the load says, and closes them.
 pub(super) async fn measure(load: &Load, writers: Vec<LedgerWriter>) -> Result<Measured, Failure> {
     let payload = Bytes::from(vec![b'x'; load.entry_bytes]);
-    for writer in &writers {
-        // Has connections and streams in place before the clock starts.
-        writer.append(payload.clone()).await?.await?;
-    }
-    let window = Arc::new(Semaphore::new(load.window));
+    // Has connections and streams in place before the clock starts.
+    let begin = async |writer: &LedgerWriter| writer.append(payload.clone()).await?.await;
+    iter(&writers).map(begin).buffer_unordered(AT_ONCE).try_for_each(async |_| Ok(())).await?;
+    let mut latencies_us = histogram();
     let begun = Instant::now();
     let pace = Pace::start(load.seconds(), load.rate);
-    let ledgers = writers.iter().map(|writer| {
-        let (begin, begin_end) = mpsc::channel(load.window);
-        let appending = append(writer, &payload, &window, &pace, begin);
-        async { tokio::try_join!(appending, confirm(begin_end)) }
-    });
-    let mut latencies_us = histogram();
-    for ((), of_ledger) in try_join_all(ledgers).await? {
-        latencies_us += of_ledger;
+    let mut under_way = UnderWay::new(writers.len());
+    let mut ledgers = (0..writers.len()).cycle();
+    let mut over = false;
+    while !over || under_way.count > 0 {
+        tokio::select! {
+            biased;
+            ended = under_way.wait(&mut latencies_us), if under_way.count > 0 => ended?,
+            since = pace.next(), if !over && under_way.count < load.window => {
+                if let (Some(since), Some(ledger)) = (since, ledgers.next()) {
+                    let append = writers[ledger].append(payload.clone()).await?;
+                    under_way.begin(First { ledger, append, since });
+                } else {
+                    over = true;
+                }
+            }
+        }
     }
     let elapsed = begun.elapsed();
-    for writer in writers {
-        writer.close().await?;
-    }
+    let close = async |writer: LedgerWriter| writer.close().await;
+    iter(writers).map(close).buffer_unordered(AT_ONCE).try_for_each(async |_| Ok(())).await?;
     Ok(Measured { latencies_us, elapsed })
 }
 
-/// Appends until the time is over, as far as the window allows.
-pub(super) async fn append(
-    writer: &LedgerWriter,
-    payload: &Bytes,
-    window: &Arc<Semaphore>,
-    pace: &Pace,
-    under_way: mpsc::Sender<UnderWay>,
-) -> Result<(), Error> {
-    loop {
-        let Ok(place) = Arc::clone(window).acquire_owned().await else { return Ok(()) };
-        let Some(since) = pace.next().await else { return Ok(()) };
-        let append = writer.append(payload.clone()).await?;
-        // As many fit as the window allows.
-        let _ = under_way.send(UnderWay { append, since, _place: place }).await;
+/// The appends that are not confirmed. Those of a ledger are confirmed in order, so that only the
+/// first of each is waited for.
+struct UnderWay {
+    firsts: FuturesUnordered<First>,
+    /// Those behind the first, by ledger; none if there is no first.
+    behind: Vec<Option<VecDeque<First>>>,
+    count: usize,
+}
+
+/// The first append of a ledger that is not confirmed.
+struct First {
+    ledger: usize,
+    append: Append,
+    since: Instant,
+}
+
+impl Future for First {
+    type Output = (usize, Instant, Result<(), Error>);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let confirmed = ready!(self.append.poll_unpin(context));
+        Poll::Ready((self.ledger, self.since, confirmed.map(drop)))
     }
 }
 
-/// Notes the latency of each append, in the order in which a ledger's are confirmed.
-async fn confirm(mut under_way: mpsc::Receiver<UnderWay>) -> Result<Histogram<u64>, Error> {
-    let mut latencies_us = histogram();
-    while let Some(UnderWay { append, since, _place }) = under_way.recv().await {
-        append.await?;
-        note(&mut latencies_us, since);
+impl UnderWay {
+    fn new(ledgers: usize) -> Self {
+        let behind = (0..ledgers).map(|_| None).collect();
+        Self { firsts: FuturesUnordered::new(), behind, count: 0 }
     }
-    Ok(latencies_us)
+
+    fn begin(&mut self, append: First) {
+        self.count += 1;
+        match &mut self.behind[append.ledger] {
+            Some(behind) => behind.push_back(append),
+            none => {
+                *none = Some(VecDeque::new());
+                self.firsts.push(append);
+            }
+        }
+    }
+
+    /// Waits until some of a ledger are confirmed, and notes their latencies.
+    async fn wait(&mut self, latencies_us: &mut Histogram<u64>) -> Result<(), Error> {
+        let Some((ledger, mut since, mut confirmed)) = self.firsts.next().await else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        loop {
+            confirmed?;
+            self.count -= 1;
+            record(latencies_us, now - since);
+            let next = self.behind[ledger].as_mut().and_then(VecDeque::pop_front);
+            let Some(mut next) = next else {
+                self.behind[ledger] = None;
+                return Ok(());
+            };
+            match (&mut next).now_or_never() {
+                Some(ended) => (_, since, confirmed) = ended,
+                None => {
+                    self.firsts.push(next);
+                    return Ok(());
+                }
+            }
+        }
+    }
 }

@@ -8,10 +8,9 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use futures::{Stream, TryStreamExt};
 use hdrhistogram::Histogram;
-use inkfast::{Client, Entry, EntryId, Error, LedgerWriter};
-use tokio::sync::{Semaphore, mpsc};
+use inkfast::{Append, Client, Entry, EntryId, Error, LedgerWriter};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::append::{UnderWay, append};
 use super::pace::Pace;
 use super::{Load, Measured, histogram, record};
 use crate::Failure;
@@ -55,6 +54,31 @@ pub(super) async fn measure(
         latencies_us += of_ledger;
     }
     Ok(Measured { latencies_us, elapsed: begun.elapsed() })
+}
+
+/// An append under way, with its place in the window.
+struct UnderWay {
+    append: Append,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Appends until the time is over, as far as the window allows.
+async fn append(
+    writer: &LedgerWriter,
+    payload: &Bytes,
+    window: &Arc<Semaphore>,
+    pace: &Pace,
+    under_way: mpsc::Sender<UnderWay>,
+) -> Result<(), Error> {
+    loop {
+        let Ok(place) = Arc::clone(window).acquire_owned().await else { return Ok(()) };
+        if pace.next().await.is_none() {
+            return Ok(());
+        }
+        let append = writer.append(payload.clone()).await?;
+        // As many fit as the window allows.
+        let _ = under_way.send(UnderWay { append, _place: place }).await;
+    }
 }
 
 /// Tells when each append was confirmed.
