@@ -138,7 +138,7 @@ impl Scrub {
             let reader = self.store.reader.clone();
             let work = move || {
                 let mut visit = |found: Found<'_>| ranges.look_at(found);
-                let next = reader.scan_disk(number, (offset, end), STEP_BYTES, &mut visit);
+                let next = reader.scan(number, (offset, end), STEP_BYTES, &mut visit);
                 (next, ranges)
             };
             let next;
