@@ -54,6 +54,14 @@ pub struct Space {
 pub trait DiskFile: Send + Sync {
     /// Fills the buffer from `offset` on; `UnexpectedEof` if the file ends before.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Reads from `offset` on as the disk has it, past the system's cache where it can, and says how
+    /// much: the file may end before the buffer does, and anything may be behind that. Offset,
+    /// length and the address of the buffer are multiples of [`BLOCK_BYTES`].
+    ///
+    /// Where it cannot, the cache is told to forget what it has and what was read.
+    fn read_blocks(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        read_forgetting(self, offset, buffer)
+    }
     /// Writes all the bytes at `offset`, growing the file; after an error a part may be written.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Writes all the bytes at `offset`, durably and with the new length, past the system's cache
@@ -75,6 +83,23 @@ pub trait DiskFile: Send + Sync {
     /// Makes contents and length durable. After an error what was written since the last sync may
     /// be lost for good, also when a later sync succeeds.
     fn sync_data(&self) -> io::Result<()>;
+}
+
+/// Reads as [`DiskFile::read_blocks`] does where the cache cannot be passed by.
+fn read_forgetting<F: DiskFile + ?Sized>(
+    file: &F,
+    offset: u64,
+    buffer: &mut [u8],
+) -> io::Result<usize> {
+    let rest = file.len_bytes()?.saturating_sub(offset);
+    let bytes = usize::try_from(rest).map_or(buffer.len(), |rest| rest.min(buffer.len()));
+    if bytes == 0 {
+        return Ok(0);
+    }
+    file.forget(offset, bytes as u64);
+    let read = file.read_at(offset, &mut buffer[..bytes]);
+    file.forget(offset, bytes as u64);
+    read.map(|()| bytes)
 }
 
 /// Says whether all that was wrong is that the disk is full.
@@ -102,6 +127,16 @@ mod tests {
         file.forget(1, 3);
         file.read_at(0, &mut buffer).unwrap();
         assert_eq!(&buffer, b"\0\0\0axc");
+        let mut blocks = vec![9; 3 * BLOCK_BYTES];
+        let start = blocks.as_ptr().align_offset(BLOCK_BYTES);
+        let blocks = &mut blocks[start..start + 2 * BLOCK_BYTES];
+        assert_eq!(file.read_blocks(0, blocks).unwrap(), 6);
+        assert_eq!(blocks[..6], *b"\0\0\0axc");
+        assert_eq!(file.read_blocks(BLOCK_BYTES as u64, blocks).unwrap(), 0);
+        file.write_at(BLOCK_BYTES as u64, b"end").unwrap();
+        assert_eq!(file.read_blocks(0, blocks).unwrap(), BLOCK_BYTES + 3);
+        assert_eq!(blocks[BLOCK_BYTES..][..3], *b"end");
+        file.set_len(6).unwrap();
         let past_end = file.read_at(1, &mut buffer).unwrap_err();
         assert_eq!(past_end.kind(), io::ErrorKind::UnexpectedEof);
 

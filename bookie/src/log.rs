@@ -14,7 +14,8 @@
 //! **Reading.** The last batches are in memory, as they were written. Older records are read through
 //! the system's cache, neighbours with one access. One that is not sound there is read once more
 //! past the cache, before it is called corrupt. At any moment [`Reader::read_many`] has few accesses
-//! under way, each of a limited size: no more than these can be ahead of a batch at the disk.
+//! under way, each of a limited size: no more than these can be ahead of a batch at the disk. Whole
+//! segments are read past the cache: it is the disk that decays, and they need no room elsewhere.
 //!
 //! **Opening.** [`open`] reads the records in order: all of them, or those behind a [`Mark`]. A
 //! record that is invalid is one of two things. If nothing of a later batch follows, its batch was

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{BLOCK_BYTES, Disk, DiskFile, Space};
+use super::{BLOCK_BYTES, Disk, DiskFile, Space, read_forgetting};
 
 #[cfg(test)]
 mod tests;
@@ -260,6 +260,11 @@ impl DiskFile for MemoryFile {
         Ok(())
     }
 
+    fn read_blocks(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        check_aligned(offset, buffer);
+        read_forgetting(self, offset, buffer)
+    }
+
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.disk.state();
         let start = index(offset);
@@ -279,9 +284,7 @@ impl DiskFile for MemoryFile {
     }
 
     fn write_blocks(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let address = bytes.as_ptr().addr();
-        let aligned = [index(offset), bytes.len(), address].map(|it| it % BLOCK_BYTES);
-        assert_eq!(aligned, [0; 3], "a direct write that a disk would refuse");
+        check_aligned(offset, bytes);
         self.write_at(offset, bytes)?;
         self.sync_data()
     }
@@ -424,6 +427,12 @@ impl Contents {
         }
         self.cached.clone_from(&self.durable);
     }
+}
+
+fn check_aligned(offset: u64, bytes: &[u8]) {
+    let address = bytes.as_ptr().addr();
+    let aligned = [index(offset), bytes.len(), address].map(|it| it % BLOCK_BYTES);
+    assert_eq!(aligned, [0; 3], "a disk would refuse that");
 }
 
 fn index(offset: u64) -> usize {

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate, fstatvfs};
 use rustix::io::Errno;
 
-use super::{BLOCK_BYTES, Disk, DiskFile, Space};
+use super::{BLOCK_BYTES, Disk, DiskFile, Space, read_forgetting};
 
 /// A directory of the operating system, held by this process alone.
 #[derive(Debug)]
@@ -118,23 +118,43 @@ impl OsFile {
         if let Some(file) = self.direct.get() {
             return Ok(file);
         }
-        // By its number: it may have another name by now.
-        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        let open = |flags: OFlags| {
-            let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
-            OpenOptions::new().write(true).custom_flags(flags).open(&path)
-        };
+        let open = |flags: OFlags| self.open_anew(OpenOptions::new().write(true), flags);
         let file = match open(OFlags::DIRECT | OFlags::DSYNC) {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => open(OFlags::DSYNC)?,
             file => file?,
         };
         Ok(self.direct.get_or_init(|| file))
     }
+
+    /// Opens the file anew, by its number: it may have another name by now.
+    fn open_anew(&self, options: &mut OpenOptions, flags: OFlags) -> io::Result<File> {
+        let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        options.custom_flags(flags).open(path)
+    }
 }
 
 impl DiskFile for OsFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
+    }
+
+    fn read_blocks(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        // Who reads so reads much: another open file is not worth keeping.
+        let Ok(file) = self.open_anew(OpenOptions::new().read(true), OFlags::DIRECT) else {
+            return read_forgetting(self, offset, buffer);
+        };
+        let mut read = 0;
+        // Less than a block is read only at the end of the file.
+        while read < buffer.len() && read.is_multiple_of(BLOCK_BYTES) {
+            match file.read_at(&mut buffer[read..], offset + read as u64) {
+                Ok(0) => break,
+                Ok(bytes) => read += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(read)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {

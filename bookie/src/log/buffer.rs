@@ -1,4 +1,4 @@
-//! Memory for a batch, aligned as direct writes want it.
+//! Memory that is aligned as direct writes and reads want it.
 
 use bytes::Bytes;
 
@@ -16,6 +16,14 @@ impl Buffer {
         let mut memory: Vec<u8> = Vec::with_capacity(capacity + BLOCK_BYTES);
         let start = memory.as_ptr().align_offset(BLOCK_BYTES);
         memory.resize(start, 0);
+        Self { memory, start }
+    }
+
+    /// Makes a buffer with so many zeros.
+    pub(super) fn zeros(bytes: usize) -> Self {
+        let mut memory = vec![0; bytes + BLOCK_BYTES];
+        let start = memory.as_ptr().align_offset(BLOCK_BYTES);
+        memory.truncate(start + bytes);
         Self { memory, start }
     }
 

@@ -112,14 +112,10 @@ impl Reader {
         self.files.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
     }
 
-    /// Lets the system forget what its cache has of a part of a segment, and reads the header anew
-    /// if that is in it. Only a hint.
-    pub(super) fn uncache(&self, number: SegmentNumber, offset: u32, bytes: u32) {
-        if let Ok(file) = self.files.disk.open(&number.to_string()) {
-            file.forget(offset.into(), bytes.into());
-        }
-        if offset == 0 {
-            self.forget(number);
+    /// Lets the system forget what its cache has of so many bytes of a segment. Only a hint. Blocks.
+    pub(crate) fn uncache(&self, number: SegmentNumber, bytes: u32) {
+        if let Ok(segment) = self.segment(number) {
+            segment.file.forget(0, bytes.into());
         }
     }
 

@@ -1,5 +1,9 @@
 //! Looks through a segment record by record.
 
+use std::io;
+use std::ops::Range;
+
+use super::buffer::Buffer;
 use super::record::{self, ALIGNMENT, Header};
 use super::segment::{self, Segment};
 use super::{LogError, Place, ReadError, Reader, SegmentNumber};
@@ -7,10 +11,6 @@ use crate::disk::BLOCK_BYTES;
 
 /// How much is read at once.
 const WINDOW_BYTES: usize = 1 << 20;
-
-/// How much is read beyond what was asked for, at most: a window, and a record that began before.
-const BEYOND_BYTES: u32 = 4 << 20;
-const _: () = assert!(WINDOW_BYTES + record::PAYLOAD_BYTES_MAX < BEYOND_BYTES as usize);
 
 /// What a scan of a segment finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ impl Reader {
     /// Looks through a part of a segment, from where a scan has got to (first: 0), of which the end
     /// is known and all is durable: at least one record, and no more than about so many bytes.
     /// Returns where to go on; none at the end. Blocks.
+    ///
+    /// It is what the disk has, whatever the system's cache has, and it does not stay there.
     pub fn scan(
         &self,
         number: SegmentNumber,
@@ -37,6 +39,10 @@ impl Reader {
         bytes: u32,
         visit: &mut dyn FnMut(Found<'_>),
     ) -> Result<Option<u32>, ReadError> {
+        if from == 0 {
+            // Its header is read anew.
+            self.forget(number);
+        }
         let segment = match self.segment(number) {
             Err(ReadError::Corrupt { .. }) => {
                 // Without its header no record can be checked.
@@ -48,6 +54,7 @@ impl Reader {
         let mut scan = Scan::new(&segment, Some(end))?;
         let mut offset = from.max(segment.start);
         let until = offset.saturating_add(bytes);
+        scan.until = until;
         while offset < scan.len && offset < until {
             offset = if let Some(record) = scan.record_at(offset)? {
                 let Header { payload_bytes, kind, .. } = record.header;
@@ -67,22 +74,6 @@ impl Reader {
         }
         Ok(Some(offset).filter(|offset| *offset < end))
     }
-
-    /// Looks through a part of a segment as [`scan`](Self::scan) does, but as the disk has it,
-    /// whatever the system's cache has; what was read does not stay there.
-    pub fn scan_disk(
-        &self,
-        number: SegmentNumber,
-        (from, end): (u32, u32),
-        bytes: u32,
-        visit: &mut dyn FnMut(Found<'_>),
-    ) -> Result<Option<u32>, ReadError> {
-        let reach = bytes.saturating_add(BEYOND_BYTES);
-        self.uncache(number, from, reach);
-        let next = self.scan(number, (from, end), bytes, visit);
-        self.uncache(number, from, reach);
-        next
-    }
 }
 
 pub(super) struct Record<'a> {
@@ -97,15 +88,18 @@ pub(super) struct Scan<'a> {
     segment: &'a Segment,
     /// How far the segment goes.
     pub(super) len: u32,
-    window: Vec<u8>,
-    window_start: u32,
+    /// How far it is read ahead.
+    until: u32,
+    window: Buffer,
+    /// What of the segment is in the window, from its beginning on.
+    inside: Range<usize>,
 }
 
 impl<'a> Scan<'a> {
     pub(super) fn new(segment: &'a Segment, known_end: Option<u32>) -> Result<Self, LogError> {
         let len = segment::file_bytes(&*segment.file, segment.number)?;
         let len = known_end.map_or(len, |end| end.min(len));
-        Ok(Self { segment, len, window: Vec::new(), window_start: 0 })
+        Ok(Self { segment, len, until: len, window: Buffer::zeros(0), inside: 0..0 })
     }
 
     pub(super) fn record_at(&mut self, offset: u32) -> Result<Option<Record<'_>>, LogError> {
@@ -156,18 +150,31 @@ impl<'a> Scan<'a> {
 
     /// Gives bytes of the file; `None` if it ends before.
     fn bytes(&mut self, offset: u32, wanted: usize) -> Result<Option<&[u8]>, LogError> {
-        let rest = (self.len - offset) as usize;
-        if wanted > rest {
+        if wanted > (self.len - offset) as usize {
             return Ok(None);
         }
-        let end = offset as usize + wanted;
-        if offset < self.window_start || end > self.window_start as usize + self.window.len() {
-            let bytes = wanted.max(WINDOW_BYTES).min(rest);
-            let number = self.segment.number;
-            self.window = self.segment.read(offset, bytes).map_err(LogError::io("read", number))?;
-            self.window_start = offset;
+        let start = offset as usize;
+        let end = start + wanted;
+        if start < self.inside.start || end > self.inside.end {
+            self.read(start, end).map_err(LogError::io("read", self.segment.number))?;
         }
-        let start = (offset - self.window_start) as usize;
-        Ok(Some(&self.window[start..start + wanted]))
+        let start = start - self.inside.start;
+        Ok(Some(&self.window.bytes()[start..start + wanted]))
+    }
+
+    /// Reads what begins and ends there, and more if it is wanted too.
+    fn read(&mut self, start: usize, end: usize) -> io::Result<()> {
+        let until = if start < self.until as usize { self.until.min(self.len) } else { self.len };
+        let end = end.max((start + WINDOW_BYTES).min(until as usize));
+        let start = start / BLOCK_BYTES * BLOCK_BYTES;
+        let bytes = (end - start).next_multiple_of(BLOCK_BYTES);
+        if self.window.bytes().len() < bytes {
+            self.window = Buffer::zeros(bytes);
+        }
+        self.inside = 0..0;
+        let window = &mut self.window.bytes_mut()[..bytes];
+        let read = self.segment.file.read_blocks(start as u64, window)?;
+        self.inside = start..start + read;
+        if self.inside.end < end { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 }

@@ -88,11 +88,12 @@ impl Segment {
         number: SegmentNumber,
     ) -> Result<Option<Self>, LogError> {
         let file = disk.open(&number.to_string()).map_err(LogError::io("open", number))?;
-        let file_bytes = file_bytes(&*file, number)?;
+        file_bytes(&*file, number)?;
         let read = |bytes: usize| {
-            let mut buffer = vec![0; bytes.min(file_bytes as usize)];
-            file.read_at(0, &mut buffer).map_err(LogError::io("read", number))?;
-            Ok::<_, LogError>(buffer)
+            let mut buffer = Buffer::zeros(bytes);
+            let read = file.read_blocks(0, buffer.bytes_mut());
+            let read = read.map_err(LogError::io("read", number))?;
+            Ok::<_, LogError>(buffer.into_bytes().slice(..read))
         };
         let mut bytes = read(BLOCK_BYTES)?;
         if let Some(wanted) = Header::bytes(&bytes)

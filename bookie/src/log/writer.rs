@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -33,6 +34,8 @@ pub const QUEUE_BYTES_MAX: usize = 8 << 20;
 
 /// Durable batches that wait to be taken; past it the writer waits.
 const COMPLETIONS_MAX: usize = 8;
+/// The most batches in one turn of the executor, for others may want its thread too.
+const TURN_BATCHES_MAX: u32 = 64;
 
 /// Records to be written together.
 #[derive(Debug)]
@@ -339,25 +342,55 @@ async fn write<T: Send + 'static>(
     let _ending = Ending(queue.clone());
     while let Some(mut appends) = queue.next_batch().await {
         loop {
-            let (returned, committed) = executor
+            // Not the last sender: if the turn panics, that must not look like the end.
+            let (from, to) = (queue.clone(), completions.clone());
+            let (returned, left) = executor
                 .run(move || {
-                    let committed = tail.commit(appends);
-                    (tail, committed)
+                    let left = write_queued(&mut tail, appends, &from, &to);
+                    (tail, left)
                 })
                 .await;
             tail = returned;
-            match committed {
-                // Without a receiver the records are written all the same.
-                Committed::Durable(batch) => break drop(completions.send(batch).await),
-                Committed::Failed(error) => return queue.fail(error),
-                Committed::Full(error, _) if queue.state().closed => return queue.fail(error),
-                Committed::Full(error, unwritten) => {
+            match left {
+                None => break,
+                Some(Committed::Durable(batch)) => break drop(completions.send(batch).await),
+                Some(Committed::Failed(error)) => return queue.fail(error),
+                Some(Committed::Full(error, _)) if queue.state().closed => {
+                    return queue.fail(error);
+                }
+                Some(Committed::Full(error, unwritten)) => {
                     tracing::warn!(%error, "writes wait for room");
                     appends = unwritten;
                     sleep(FULL_PAUSE).await;
                 }
             }
         }
+    }
+}
+
+/// Writes a batch, then what was queued meanwhile, and so on, so that the disk waits for no task to
+/// be woken. If it ends with a batch that was not handed out, or not written, it gives that back.
+fn write_queued<T>(
+    tail: &mut Tail,
+    mut appends: Vec<Append<T>>,
+    queue: &Queue<T>,
+    completions: &mpsc::Sender<Batch<T>>,
+) -> Option<Committed<T>> {
+    let mut written = 0;
+    loop {
+        let batch = match tail.commit(appends) {
+            Committed::Durable(batch) => batch,
+            unwritten => return Some(unwritten),
+        };
+        // Without a receiver the records are written all the same.
+        if let Err(TrySendError::Full(batch)) = completions.try_send(batch) {
+            return Some(Committed::Durable(batch));
+        }
+        written += 1;
+        if written == TURN_BATCHES_MAX {
+            return None;
+        }
+        appends = queue.take_batch()?;
     }
 }
 
@@ -410,20 +443,27 @@ impl<T> Queue<T> {
     /// Waits until something is queued; `None` when nothing is and nothing can be any more.
     async fn next_batch(&self) -> Option<Vec<Append<T>>> {
         loop {
-            {
-                let mut state = self.state();
-                let batch = state.take_batch();
-                if !batch.is_empty() {
-                    self.taken.notify_one();
-                    return Some(batch);
-                }
-                if state.closed {
-                    state.finished = true;
-                    return None;
-                }
+            // Asked first: then nothing is queued any more.
+            let is_closed = self.state().closed;
+            if let Some(batch) = self.take_batch() {
+                return Some(batch);
+            }
+            if is_closed {
+                self.state().finished = true;
+                return None;
             }
             self.pushed.notified().await;
         }
+    }
+
+    /// Takes what is queued, as much as a batch holds; `None` if nothing is.
+    fn take_batch(&self) -> Option<Vec<Append<T>>> {
+        let batch = self.state().take_batch();
+        if batch.is_empty() {
+            return None;
+        }
+        self.taken.notify_one();
+        Some(batch)
     }
 
     fn fail(&self, error: LogError) {

@@ -63,7 +63,11 @@ pub(super) async fn step(
     let Some((number, info)) = least else { return Ok(false) };
     tracing::debug!(segment = %number, ?info, "what is needed of it is written again");
     let compaction = Compaction { store, number, end: info.bytes, began: Instant::now(), moved: 0 };
-    if let Err(refusal) = compaction.run().await {
+    let ran = compaction.run().await;
+    // What was moved was read by ledger, back and forth, through the system's cache.
+    let reader = store.reader.clone();
+    store.executor.run(move || reader.uncache(number, info.bytes)).await;
+    if let Err(refusal) = ran {
         tracing::warn!(segment = %number, %refusal, "what is needed of it cannot be written again");
         stuck.insert(number);
         return Ok(true);

@@ -322,8 +322,11 @@ impl Owner {
 
     fn on_durable(&mut self, batch: Option<log::Batch<Token>>) {
         let Some(log::Batch { appends, mark, bytes }) = batch else { return };
-        // Before anybody hears of it: who follows the ledger finds it there.
-        self.reader.keep(mark, bytes);
+        // Before anybody hears of it: who follows the ledger finds it there. What was merely moved
+        // would take the place of that.
+        if appends.iter().any(|durable| matches!(durable.token, Token::Gate(..))) {
+            self.reader.keep(mark, bytes);
+        }
         let mut moved = BTreeSet::new();
         for Durable { token, places } in appends {
             match token {

@@ -33,7 +33,8 @@ const NAMED_MAX: usize = 20;
 /// Verifies the segments that have ended for as long as the store is there, at so many bytes a
 /// second: the one that was not verified for the longest first, each once a week.
 ///
-/// It begins with all that was never verified. A damaged segment is read again a week later.
+/// It begins with all that was never verified, but for the segments that end while this process
+/// runs: what it has written itself it reads a week later. So is a damaged segment.
 pub(crate) async fn run(store: Store, bytes_per_second: NonZeroU64) {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut scrub = Scrub::new(store, bytes_per_second, millis(since));
@@ -84,14 +85,16 @@ pub(super) struct Scrub {
     /// The same moment, in milliseconds since 1970.
     began_ms: u64,
     /// When segments were read in this process: the index hears only of those that are whole, and
-    /// only with a checkpoint.
+    /// only with a checkpoint. Those that this process has filled, when they were seen to have ended.
     looked_at: BTreeMap<SegmentNumber, u64>,
+    /// The segment that grew when they were first looked at.
+    first_filled: Option<SegmentNumber>,
 }
 
 impl Scrub {
     pub(super) fn new(store: Store, bytes_per_second: NonZeroU64, now_ms: u64) -> Self {
         let (began, looked_at) = (Instant::now(), BTreeMap::new());
-        Self { store, bytes_per_second, began, began_ms: now_ms, looked_at }
+        Self { store, bytes_per_second, began, began_ms: now_ms, looked_at, first_filled: None }
     }
 
     /// Reads the segment that was not read for the longest, if its time has come; says whether
@@ -104,6 +107,10 @@ impl Scrub {
         let Some((segments, growing)) = self.store.segments().await? else { return Ok(false) };
         self.looked_at.retain(|number, _| segments.contains_key(number));
         self.store.decayed.segments().retain(|number, _| is_needed(&segments, *number));
+        let (now, first_filled) = (self.now_ms(), *self.first_filled.get_or_insert(growing));
+        for number in segments.keys().filter(|number| (first_filled..growing).contains(number)) {
+            self.looked_at.entry(*number).or_insert(now);
+        }
         let ended = segments.range(..growing).filter(|(_, info)| !info.is_dead());
         let due = ended.map(|(number, info)| (self.last_look(*number, info), *number, info.bytes));
         let Some((_, number, end)) = due.filter(|(at, ..)| self.is_due(*at)).min() else {
@@ -131,7 +138,7 @@ impl Scrub {
             let reader = self.store.reader.clone();
             let work = move || {
                 let mut visit = |found: Found<'_>| ranges.look_at(found);
-                let next = reader.scan_disk(number, (offset, end), STEP_BYTES, &mut visit);
+                let next = reader.scan(number, (offset, end), STEP_BYTES, &mut visit);
                 (next, ranges)
             };
             let next;

@@ -42,7 +42,7 @@ fn bytes(entry: u64) -> usize {
 
 #[test]
 fn bookies_that_are_killed_all_the_time_lose_nothing() {
-    let time = Duration::from_secs(if is_long() { 3600 } else { 20 });
+    let time = Duration::from_secs(if is_long() { 3600 } else { 60 });
     let seed = seed();
     let mut cluster = Cluster::start(BOOKIES);
     let (library, client) = library(&cluster);

@@ -67,3 +67,35 @@ fn a_scan_finds_every_record_or_says_what_is_damaged() {
     disk.flip_bit(&first.to_string(), 30, 0);
     assert_eq!(scan(&disk, first, end, 1), [Seen::Damage(0, end)], "without its header");
 }
+
+#[test]
+fn a_scan_finds_records_of_all_sizes_on_a_real_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(OsDisk::open(dir.path()).unwrap());
+    create(&*disk, LOG).unwrap();
+    let (mut tail, _) =
+        open(disk.clone(), settings(SEGMENT_BYTES_MAX), None, &mut |_| Ok(())).unwrap();
+    let mut all = Vec::new();
+    for bytes in [1, 700_000, PAYLOAD_BYTES_MAX, 5000, 400_000, PAYLOAD_BYTES_MAX - 1, 0] {
+        let byte = u8::try_from(bytes % 251).unwrap();
+        let some = [vec![byte; 3000], vec![byte; bytes], vec![byte; 10]];
+        all.extend(commit(&mut tail, &some).unwrap());
+    }
+    let end = tail.segments[&SegmentNumber::FIRST];
+    // As a log that was torn may end.
+    let unaligned = end - 8;
+    disk.open(&name(1)).unwrap().set_len(u64::from(unaligned)).unwrap();
+    for (step, end) in [(1, unaligned), (50_000, unaligned), (1 << 20, unaligned), (u32::MAX, end)]
+    {
+        let reader = Reader::new(disk.clone(), LOG, Executor::Inline, 0);
+        let (mut seen, mut from) = (Vec::new(), Some(0));
+        while let Some(offset) = from {
+            let mut visit = |found: Found<'_>| {
+                let Found::Record(place, _, payload) = found else { panic!("{found:?}") };
+                seen.push((place, payload.to_vec()));
+            };
+            from = reader.scan(SegmentNumber::FIRST, (offset, end), step, &mut visit).unwrap();
+        }
+        assert!(seen == all, "in steps of {step}");
+    }
+}

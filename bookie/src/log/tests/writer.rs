@@ -2,20 +2,23 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
+
 use super::*;
 
 #[tokio::test]
 async fn what_is_queued_during_a_sync_shares_the_next() {
     let (disk, tail) = new_log();
     let before = disk.data_syncs();
-    let (appender, mut completions) = tail.start(Executor::Threads);
+    let (appender, mut completions) = tail.start(Executor::Late);
     appender.push(append(b"first", 0));
     // Lets the writer take it and begin; then nothing is awaited until all are queued.
     tokio::task::yield_now().await;
     (1..=1000).for_each(|token| appender.push(append(b"later", token)));
     let first = completions.next().await.unwrap().unwrap().appends;
     assert_eq!(first.iter().map(|durable| durable.token).collect::<Vec<_>>(), [0]);
-    let second = completions.next().await.unwrap().unwrap().appends;
+    // It was written in the same turn.
+    let second = completions.next().now_or_never().unwrap().unwrap().unwrap().appends;
     let tokens: Vec<_> = second.iter().map(|durable| durable.token).collect();
     assert_eq!(tokens, (1..=1000).collect::<Vec<_>>());
     assert_eq!(disk.data_syncs() - before, 2);
@@ -41,6 +44,24 @@ async fn a_full_queue_waits_and_batches_are_bounded() {
         given += batch.len();
     }
     appender.ready().await.unwrap();
+}
+
+#[tokio::test]
+async fn batches_that_nobody_takes_yet_come_in_order() {
+    let (disk, tail) = new_log();
+    let before = disk.data_syncs();
+    let (appender, mut completions) = tail.start(Executor::Inline);
+    let payload = vec![7; PAYLOAD_BYTES_MAX];
+    (0..30).for_each(|token| appender.push(append(&payload, token)));
+    // The writer goes on until it has one more than may wait.
+    tokio::task::yield_now().await;
+    assert_eq!(disk.data_syncs() - before, 9);
+    drop(appender);
+    let mut tokens = Vec::new();
+    while let Some(batch) = completions.next().await.unwrap() {
+        tokens.extend(batch.appends.iter().map(|durable| durable.token));
+    }
+    assert_eq!(tokens, (0..30).collect::<Vec<_>>());
 }
 
 #[tokio::test]

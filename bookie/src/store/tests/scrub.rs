@@ -19,15 +19,19 @@ impl World {
     /// Has several segments that have ended, of entries of two ledgers, all in the index.
     async fn full() -> Self {
         let world = Self::new().await;
-        let payload = "x".repeat(2000);
-        for id in 0..50 {
-            for ledger in [1, 2] {
-                world.add(&writer(1), &entry(ledger, id, &payload)).await.unwrap();
-            }
-        }
-        world.store.checkpoint().await.unwrap();
+        world.fill([1, 2]).await;
         assert!(world.ended().await.len() >= 3);
         world
+    }
+
+    async fn fill(&self, ledgers: [u64; 2]) {
+        let payload = "x".repeat(2000);
+        for id in 0..50 {
+            for ledger in ledgers {
+                self.add(&writer(1), &entry(ledger, id, &payload)).await.unwrap();
+            }
+        }
+        self.store.checkpoint().await.unwrap();
     }
 
     async fn ended(&self) -> BTreeMap<SegmentNumber, SegmentInfo> {
@@ -88,6 +92,27 @@ async fn what_has_ended_is_read_at_the_rate_and_again_after_a_week() {
     for (before, after) in verified.iter().zip(world.verified().await) {
         assert!(after > *before);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_filled_meanwhile_is_read_a_week_later() {
+    let world = World::full().await;
+    let before = world.ended().await.len();
+    let mut scrub = world.scrub(NOW_MS);
+    assert_eq!(world.verify(&mut scrub).await, before);
+    world.fill([3, 4]).await;
+    let all = world.ended().await.len();
+    assert!(all > before + 2);
+    assert_eq!(world.verify(&mut scrub).await, 0);
+    advance(6 * DAY).await;
+    assert_eq!(world.verify(&mut scrub).await, 0);
+    advance(DAY).await;
+    assert_eq!(world.verify(&mut scrub).await, all);
+
+    // To the next process it was there before.
+    world.fill([5, 6]).await;
+    let filled = world.ended().await.len() - all;
+    assert_eq!(world.verify(&mut world.scrub(NOW_MS + 9 * 86_400_000)).await, filled);
 }
 
 #[tokio::test(start_paused = true)]

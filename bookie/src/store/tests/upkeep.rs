@@ -149,6 +149,26 @@ async fn what_is_needed_of_a_segment_is_moved_before_it_is_dropped() {
 }
 
 #[tokio::test]
+async fn what_is_moved_takes_no_memory_from_what_is_new() {
+    let world = World::new().await;
+    let payload = "x".repeat(1000);
+    for id in 0..30 {
+        for of in 4..8 {
+            world.add_many(&writer(of.into()), of, id * 4..id * 4 + 4, &payload).await;
+        }
+    }
+    for id in 5..8 {
+        world.store.delete(ledger(id)).await.unwrap();
+    }
+    world.add_many(&writer(9), 9, 0..50, &payload).await;
+    let new = world.store.locate(ledger(9), vec![EntryId::new(49)]).await.unwrap().remove(0);
+    assert!(world.compact().await > 2);
+    let reads = world.disk.reads();
+    world.store.reader.read(new.unwrap()).await.unwrap();
+    assert_eq!(world.disk.reads(), reads);
+}
+
+#[tokio::test]
 async fn a_segment_of_which_something_cannot_be_read_stays() {
     let world = World::new().await;
     let payload = "x".repeat(1000);
