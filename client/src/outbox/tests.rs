@@ -127,7 +127,8 @@ fn room_is_taken_until_the_last_place_has_sent_the_entry_or_failed() {
 fn a_place_rings_when_there_is_something_and_once_until_its_turn() {
     let (outbox, turns) = (Outbox::new(2), Arc::<Turns>::default());
     let rung = || std::iter::from_fn(|| turns.next()).map(|bell| bell.number).collect::<Vec<_>>();
-    let outlets = [0, 1].map(|place| outbox.outlet(place, turns.bell(u32::try_from(place).unwrap())));
+    let outlets =
+        [0, 1].map(|place| outbox.outlet(place, turns.bell(u32::try_from(place).unwrap())));
     assert_eq!(rung(), []);
     outbox.push(&entry(3, 10), places([1, 0]), None).unwrap();
     outbox.push(&entry(4, 10), places([1, 0]), None).unwrap();
