@@ -15,7 +15,7 @@ pub use memory::{MemoryDisk, Unsynced};
 pub use os::OsDisk;
 pub(crate) use overlay::Overlay;
 
-/// What begins and ends a write of [`DiskFile::write_blocks`]: a multiple of every usual sector.
+/// What direct reads and writes begin and end with: a multiple of every usual sector.
 pub const BLOCK_BYTES: usize = 4096;
 
 /// A flat directory of files.
@@ -54,6 +54,11 @@ pub struct Space {
 pub trait DiskFile: Send + Sync {
     /// Fills the buffer from `offset` on; `UnexpectedEof` if the file ends before.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Fills the buffer from `offset` on, past the system's cache where it can: for much that is
+    /// read once. Offset, length and the address of the buffer are multiples of [`BLOCK_BYTES`].
+    ///
+    /// It fails if the file ends before.
+    fn read_blocks(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
     /// Writes all the bytes at `offset`, growing the file; after an error a part may be written.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Writes all the bytes at `offset`, durably and with the new length, past the system's cache
@@ -104,6 +109,18 @@ mod tests {
         assert_eq!(&buffer, b"\0\0\0axc");
         let past_end = file.read_at(1, &mut buffer).unwrap_err();
         assert_eq!(past_end.kind(), io::ErrorKind::UnexpectedEof);
+
+        let mut memory = vec![0; 3 * BLOCK_BYTES];
+        let start = memory.as_ptr().align_offset(BLOCK_BYTES);
+        let aligned = &mut memory[start..][..2 * BLOCK_BYTES];
+        assert!(file.read_blocks(0, aligned).is_err());
+        file.set_len(2 * BLOCK_BYTES as u64).unwrap();
+        file.write_at(BLOCK_BYTES as u64, b"second").unwrap();
+        file.read_blocks(0, aligned).unwrap();
+        assert_eq!(
+            (&aligned[..6], &aligned[BLOCK_BYTES..][..6]),
+            (&b"\0\0\0axc"[..], &b"second"[..])
+        );
 
         file.set_len(4).unwrap();
         file.set_len(5).unwrap();

@@ -240,8 +240,9 @@ struct MemoryFile {
     id: u64,
 }
 
-impl DiskFile for MemoryFile {
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+impl MemoryFile {
+    /// Reads what is there, and tells which bytes the system's cache has wrong.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<Option<Range<usize>>> {
         let mut state = self.disk.state();
         state.check_power()?;
         state.reads += 1;
@@ -252,12 +253,25 @@ impl DiskFile for MemoryFile {
         }
         let bytes = file.cached.get(start..start + buffer.len());
         buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
-        for stale in file.stale.iter().flat_map(Range::clone) {
+        Ok(file.stale.clone())
+    }
+}
+
+impl DiskFile for MemoryFile {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let stale = self.read(offset, buffer)?;
+        let start = index(offset);
+        for stale in stale.into_iter().flatten() {
             if let Some(byte) = stale.checked_sub(start).and_then(|index| buffer.get_mut(index)) {
                 *byte = !*byte;
             }
         }
         Ok(())
+    }
+
+    fn read_blocks(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        assert_aligned(offset, buffer);
+        self.read(offset, buffer).map(drop)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -279,9 +293,7 @@ impl DiskFile for MemoryFile {
     }
 
     fn write_blocks(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let address = bytes.as_ptr().addr();
-        let aligned = [index(offset), bytes.len(), address].map(|it| it % BLOCK_BYTES);
-        assert_eq!(aligned, [0; 3], "a direct write that a disk would refuse");
+        assert_aligned(offset, bytes);
         self.write_at(offset, bytes)?;
         self.sync_data()
     }
@@ -327,6 +339,13 @@ impl DiskFile for MemoryFile {
         state.contents(self.id).sync();
         Ok(())
     }
+}
+
+/// Panics if a disk would refuse a direct access.
+fn assert_aligned(offset: u64, bytes: &[u8]) {
+    let address = bytes.as_ptr().addr();
+    let aligned = [index(offset), bytes.len(), address].map(|it| it % BLOCK_BYTES);
+    assert_eq!(aligned, [0; 3], "a direct access that a disk would refuse");
 }
 
 impl State {

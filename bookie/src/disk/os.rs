@@ -59,12 +59,12 @@ impl OsDisk {
 impl Disk for OsDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let file = OpenOptions::new().read(true).write(self.writes).open(self.path.join(name))?;
-        Ok(Arc::new(OsFile::new(file)))
+        Ok(Arc::new(OsFile::new(file, self.writes)))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         self.check_writes()?;
-        Ok(Arc::new(OsFile::new(File::create_new(self.path.join(name))?)))
+        Ok(Arc::new(OsFile::new(File::create_new(self.path.join(name))?, true)))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -103,17 +103,19 @@ impl Disk for OsDisk {
 
 struct OsFile {
     file: File,
-    /// The same file, open for direct writes; made when it is needed.
+    /// Whether it is open for writing.
+    writes: bool,
+    /// The same file, open for direct reads and writes; made when it is needed.
     direct: OnceLock<File>,
 }
 
 impl OsFile {
-    const fn new(file: File) -> Self {
-        Self { file, direct: OnceLock::new() }
+    const fn new(file: File, writes: bool) -> Self {
+        Self { file, writes, direct: OnceLock::new() }
     }
 
-    /// Opens the file anew for writes that are durable when they return, and pass the system's
-    /// cache by if its file system lets them.
+    /// Opens the file anew for reads and writes that pass the system's cache by, if its file system
+    /// lets them; the writes are durable when they return.
     fn direct(&self) -> io::Result<&File> {
         if let Some(file) = self.direct.get() {
             return Ok(file);
@@ -122,7 +124,7 @@ impl OsFile {
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let open = |flags: OFlags| {
             let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
-            OpenOptions::new().write(true).custom_flags(flags).open(&path)
+            OpenOptions::new().read(true).write(self.writes).custom_flags(flags).open(&path)
         };
         let file = match open(OFlags::DIRECT | OFlags::DSYNC) {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => open(OFlags::DSYNC)?,
@@ -135,6 +137,10 @@ impl OsFile {
 impl DiskFile for OsFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
+    }
+
+    fn read_blocks(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.direct()?.read_exact_at(buffer, offset)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {

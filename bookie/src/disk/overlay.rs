@@ -157,6 +157,10 @@ impl DiskFile for OverlayFile {
         Ok(())
     }
 
+    fn read_blocks(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.read_at(offset, buffer)
+    }
+
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut changes = lock(&self.layer.changes);
         let end = offset + bytes.len() as u64;

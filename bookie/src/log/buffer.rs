@@ -1,4 +1,4 @@
-//! Memory for a batch, aligned as direct writes want it.
+//! Memory that is aligned as direct reads and writes want it.
 
 use bytes::Bytes;
 
@@ -17,6 +17,13 @@ impl Buffer {
         let start = memory.as_ptr().align_offset(BLOCK_BYTES);
         memory.resize(start, 0);
         Self { memory, start }
+    }
+
+    /// Makes a buffer of so many zeros, to be filled.
+    pub(super) fn zeroed(bytes: usize) -> Self {
+        let mut buffer = Self::new(bytes);
+        buffer.memory.resize(buffer.start + bytes, 0);
+        buffer
     }
 
     /// Appends bytes. Panics if they are too many.
