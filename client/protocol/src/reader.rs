@@ -10,14 +10,14 @@ use crate::{BookieId, Entry, EntryId, LedgerMetadata, Refusal};
 /// The bytes that a reader holds and cannot deliver yet, at most, and wants to have asked for.
 const AHEAD_BYTES_MAX: usize = 8 << 20;
 /// The entries that a reader has asked for and not delivered, at most.
-const AHEAD_ENTRIES_MAX: usize = 2048;
+const AHEAD_ENTRIES_MAX: usize = 4096;
 /// What an entry is taken to have until one has come.
 const ENTRY_BYTES_GUESS: usize = 64 << 10;
 /// One bookie is asked for so many bytes, about, before it is another's turn: it reads entries that
 /// are neighbours with one access to its disk.
-const TURN_BYTES: usize = 256 << 10;
+const TURN_BYTES: usize = 512 << 10;
 /// And for so many entries at most, so that several bookies have some of what is asked ahead.
-const TURN_ENTRIES_MAX: usize = 256;
+const TURN_ENTRIES_MAX: usize = 512;
 
 /// Reads a run of entries that are known to be confirmed.
 ///
