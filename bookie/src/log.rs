@@ -11,11 +11,12 @@
 //! be known, so nothing is tried again and the log takes no more records until it has been opened
 //! anew. Room is set aside before: a disk that is full makes writes wait, and nothing fails.
 //!
-//! **Reading.** The last batches are in memory, as they were written. Older records are read through
-//! the system's cache, neighbours with one access. One that is not sound there is read once more
-//! past the cache, before it is called corrupt. At any moment [`Reader::read_many`] has few accesses
-//! under way, each of a limited size: no more than these can be ahead of a batch at the disk. Whole
-//! segments are read past the cache: it is the disk that decays, and they need no room elsewhere.
+//! **Reading.** The last batches are in memory, as they were written. Older records are read from
+//! the disk, neighbours with one access: a few through the system's cache, many past it, since who
+//! reads many is catching up and wants them once; whole segments too, since it is the disk that
+//! decays. One that is not sound is read once more past the cache, before it is called corrupt. At
+//! any moment [`Reader::read_many`] has few accesses under way, each of a limited size: no more than
+//! these can be ahead of a batch at the disk.
 //!
 //! **Opening.** [`open`] reads the records in order: all of them, or those behind a [`Mark`]. A
 //! record that is invalid is one of two things. If nothing of a later batch follows, its batch was

@@ -4,7 +4,6 @@
 //! disk says of them are never seen in two orders. It waits for the log and for commands, and for
 //! nothing else that a client could delay.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
@@ -291,25 +290,25 @@ impl Store {
         let Located { places, missing, index } = located;
         // What is not in memory now has been in the index since before.
         let others = asked.iter().zip(&places).filter(|(_, place)| place.is_none());
-        let others: BTreeSet<EntryId> = others.map(|(entry, _)| *entry).collect();
-        let mut found = BTreeMap::new();
+        let mut others: Vec<EntryId> = others.map(|(entry, _)| *entry).collect();
+        others.sort_unstable();
+        others.dedup();
+        let mut found = Vec::new();
         let mut deleted = missing == Refusal::Deleted;
         if !others.is_empty() && !deleted {
-            let others: Vec<_> = others.into_iter().collect();
             let find = move |index: &Index| {
                 let found = index.find(ledger, &others)?;
                 // Asked afterwards: one that was found before may be deleted.
                 let deleted = found.contains(&None)
                     && index.ledger(ledger)?.is_some_and(|stored| stored.deleted);
-                Ok((others.into_iter().zip(found), deleted))
+                Ok((others.into_iter().zip(found).collect(), deleted))
             };
-            let entries;
-            (entries, deleted) = self.indexed(index, find).await?;
-            found.extend(entries);
+            (found, deleted) = self.indexed(index, find).await?;
         }
         let missing = if deleted { Refusal::Deleted } else { missing };
         let place = |(entry, place): (EntryId, Option<Place>)| {
-            let place = place.or_else(|| found.get(&entry).copied().flatten());
+            let indexed = || found.binary_search_by_key(&entry, |(entry, _)| *entry).ok();
+            let place = place.or_else(|| found[indexed()?].1);
             place.ok_or_else(|| missing.clone())
         };
         Ok(asked.into_iter().zip(places).map(place).collect())

@@ -11,6 +11,7 @@ use inkfast_protocol::{
     BookieId, Entry, EntryId, LedgerId, LedgerMetadata, Places, Refusal, State,
 };
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::Error;
 use crate::bookies::Bookies;
@@ -18,11 +19,13 @@ use crate::catalog::{Catalog, Versioned};
 use crate::reads::{self, Answer, Reads};
 use crate::tail::{self, Deliver};
 
-/// How many questions may wait for one bookie: more than the protocol's reader asks ahead.
+/// How often one may ask a bookie while questions wait for it: as many as the protocol's reader has
+/// entries under way, and more.
 const QUESTIONS_MAX: usize = 4096;
-/// How many answers may wait for the reader. Then the streams wait, and with them the bookies.
-const ANSWERS_MAX: usize = 64;
-/// The bytes that may come for a user who does not take what came before; an entry more may.
+/// How many lots of answers may wait for the reader, each what a stream has taken at once. Then the
+/// streams wait, and with them the bookies.
+const ANSWERS_MAX: usize = 16;
+/// The bytes that may come for a user who does not take what came before; a lot more may.
 const UNTAKEN_BYTES_MAX: usize = 8 << 20;
 
 /// Reads a ledger. It never fences it, and any number of clients may read at once.
@@ -189,18 +192,20 @@ impl LedgerReader {
         let (mut answer, mut answers) = mpsc::channel(ANSWERS_MAX);
         let mut streams = BTreeMap::new();
         let (mut happened, mut batch) = (Vec::new(), Vec::new());
+        let mut asked = BTreeMap::<_, Vec<_>>::new();
         loop {
             let mut ended = None;
             while let Some(action) = reader.next_action() {
                 match action {
-                    Action::Ask { bookie, entry } => {
-                        let reads = Reads { bookie, ledger, fence: false };
-                        self.ask(&mut streams, &answer, reads, entry);
-                    }
+                    Action::Ask { bookie, entry } => asked.entry(bookie).or_default().push(entry),
                     Action::Deliver(entry) => batch.push(Ok(entry)),
                     Action::Done => ended = Some(Ok(())),
                     Action::Fail(lost) => ended = Some(Err(Error::Unreadable { ledger, lost })),
                 }
+            }
+            while let Some((bookie, entries)) = asked.pop_first() {
+                let reads = Reads { bookie, ledger, fence: false };
+                self.ask(&mut streams, &answer, reads, entries);
             }
             // Whoever does not take what was read must not hold up the connection, which others
             // share: what was asked for is let come. If that is too much, it is asked again.
@@ -212,7 +217,8 @@ impl LedgerReader {
                         Err(_) => return Ok(()),
                     },
                     Some(came) = answers.recv() => {
-                        untaken_bytes += came.copy.as_ref().map_or(0, |copy| copy.bytes().len());
+                        let copies = came.iter().flat_map(|answer| &answer.copy);
+                        untaken_bytes += copies.map(|copy| copy.bytes().len()).sum::<usize>();
                         happened.push(came);
                         if untaken_bytes > UNTAKEN_BYTES_MAX {
                             (answer, answers) = mpsc::channel(ANSWERS_MAX);
@@ -229,29 +235,31 @@ impl LedgerReader {
                 // Each question gets an answer by its deadline, so this wait ends.
                 answers.recv_many(&mut happened, ANSWERS_MAX).await;
             }
-            happened.drain(..).for_each(|answer| tell(&mut reader, answer));
+            happened.drain(..).flatten().for_each(|answer| tell(&mut reader, answer));
             if hung_up {
                 reader.on_hung_up();
             }
         }
     }
 
-    /// Puts a question into a bookie's stream of reads, which is opened if there is none.
+    /// Puts questions into a bookie's stream of reads, which is opened if there is none.
     fn ask(
         &self,
-        streams: &mut BTreeMap<BookieId, mpsc::Sender<EntryId>>,
-        answers: &mpsc::Sender<Answer>,
+        streams: &mut BTreeMap<BookieId, mpsc::Sender<Vec<EntryId>>>,
+        answers: &mpsc::Sender<Vec<Answer>>,
         reads: Reads,
-        entry: EntryId,
+        entries: Vec<EntryId>,
     ) {
-        if let Some(queue) = streams.get(&reads.bookie)
-            && queue.try_send(entry).is_ok()
-        {
-            return;
+        let mut entries = entries;
+        if let Some(queue) = streams.get(&reads.bookie) {
+            match queue.try_send(entries) {
+                Ok(()) => return,
+                Err(TrySendError::Full(unsent) | TrySendError::Closed(unsent)) => entries = unsent,
+            }
         }
         let (queue, queued) = mpsc::channel(QUESTIONS_MAX);
         // A fresh queue has room.
-        let _ = queue.try_send(entry);
+        let _ = queue.try_send(entries);
         streams.insert(reads.bookie, queue);
         tokio::spawn(reads::run(self.bookies.clone(), reads, queued, answers.clone()));
     }

@@ -1,6 +1,7 @@
 //! One stream of reads from one bookie: a reader's, or a recovery's.
 
 use std::collections::VecDeque;
+use std::mem;
 
 use inkfast_protocol::messages::{READ_ENTRIES_MAX, Read, kind};
 use inkfast_protocol::{BookieId, Entry, EntryId, LedgerId, Refusal};
@@ -30,67 +31,62 @@ pub(crate) struct Answer {
 
 /// Asks for the entries of the queue and tells of each what came of it, exactly once, until the
 /// queue is closed, or the bookie is silent for longer than the read deadline.
+///
+/// What is asked for together goes out together, and what has come together is told together: that
+/// is what has arrived in few datagrams, or one large entry.
 pub(crate) async fn run(
     bookies: Bookies,
     reads: Reads,
-    mut queue: mpsc::Receiver<EntryId>,
-    answers: mpsc::Sender<Answer>,
+    mut queue: mpsc::Receiver<Vec<EntryId>>,
+    answers: mpsc::Sender<Vec<Answer>>,
 ) {
     let mut asked = VecDeque::new();
     let Err(refusal) = read(&bookies, reads, &mut queue, &mut asked, &answers).await else {
         return;
     };
     queue.close();
-    while let Ok(entry) = queue.try_recv() {
-        asked.push_back(entry);
+    while let Ok(entries) = queue.try_recv() {
+        asked.extend(entries);
     }
-    for entry in asked {
+    let answer = |entry| {
         let copy = Err(refusal.clone());
-        let answer = Answer { bookie: reads.bookie, entry, copy, silent: true };
-        if answers.send(answer).await.is_err() {
-            return;
-        }
-    }
+        Answer { bookie: reads.bookie, entry, copy, silent: true }
+    };
+    // Nobody may want to know any more.
+    let _ = answers.send(asked.into_iter().map(answer).collect()).await;
 }
 
 async fn read(
     bookies: &Bookies,
     reads: Reads,
-    queue: &mut mpsc::Receiver<EntryId>,
+    queue: &mut mpsc::Receiver<Vec<EntryId>>,
     asked: &mut VecDeque<EntryId>,
-    answers: &mpsc::Sender<Answer>,
+    answers: &mpsc::Sender<Vec<Answer>>,
 ) -> Result<(), Refusal> {
     let deadline = bookies.deadlines().read;
     let mut stream = within(deadline, bookies.open(reads.bookie, Traffic::Reads)).await?;
-    let mut batch = Vec::new();
+    let mut come = Vec::new();
     let mut waiting_since = Instant::now();
     let mut closed = false;
     while !(closed && asked.is_empty()) {
         let silence = tokio::time::sleep_until(waiting_since + deadline);
         tokio::select! {
-            count = queue.recv_many(&mut batch, READ_ENTRIES_MAX), if !closed => {
-                closed = count == 0;
-                if closed {
+            entries = queue.recv(), if !closed => {
+                let Some(entries) = entries else {
+                    closed = true;
                     continue;
-                }
+                };
                 if asked.is_empty() {
                     waiting_since = Instant::now();
                 }
-                asked.extend(&batch);
-                within(deadline, ask(&mut stream.sender, reads, &mut batch)).await?;
+                asked.extend(&entries);
+                within(deadline, ask(&mut stream.sender, reads, &entries)).await?;
             }
-            answer = next(&mut stream.receiver), if !asked.is_empty() => {
-                let Some(entry) = asked.front().copied() else { continue };
-                let copy = match answer? {
-                    Ok(bytes) => Entry::decode_as(reads.ledger, entry, bytes)
-                        .map_err(|error| Refusal::Corrupt(error.to_string())),
-                    Err(refusal) => Err(refusal),
-                };
-                asked.pop_front();
-                let answer = Answer { bookie: reads.bookie, entry, copy, silent: false };
-                if answers.send(answer).await.is_err() {
+            took = take(&mut stream.receiver, reads, asked, &mut come), if !asked.is_empty() => {
+                if !come.is_empty() && answers.send(mem::take(&mut come)).await.is_err() {
                     return Ok(());
                 }
+                took?;
                 waiting_since = Instant::now();
             }
             () = silence, if !asked.is_empty() => {
@@ -101,22 +97,39 @@ async fn read(
     Ok(())
 }
 
-async fn ask(
-    sender: &mut FrameSender,
-    reads: Reads,
-    batch: &mut Vec<EntryId>,
-) -> Result<(), Refusal> {
-    let entries = batch.drain(..).map(EntryId::get).collect();
-    let read = Read { ledger: reads.ledger.get(), entries, fence: reads.fence };
-    sender.send(&Frame::message(kind::READ, &read)).await.map_err(unreachable)
+async fn ask(sender: &mut FrameSender, reads: Reads, entries: &[EntryId]) -> Result<(), Refusal> {
+    for entries in entries.chunks(READ_ENTRIES_MAX) {
+        let entries = entries.iter().map(|entry| entry.get()).collect();
+        let read = Read { ledger: reads.ledger.get(), entries, fence: reads.fence };
+        sender.send(&Frame::message(kind::READ, &read)).await.map_err(unreachable)?;
+    }
+    Ok(())
 }
 
-/// Returns the next answer: the entry's bytes or a refusal. An error is silence.
-async fn next(receiver: &mut FrameReceiver) -> Result<Result<bytes::Bytes, Refusal>, Refusal> {
-    match receiver.next().await.map_err(unreachable)? {
-        Some(frame) if frame.kind == kind::ENTRY => Ok(Ok(frame.body)),
-        Some(frame) if frame.kind == kind::REFUSED => Ok(Err(refusal(&frame))),
-        Some(frame) => Err(refusal(&frame)),
-        None => Err(Refusal::Unknown("the bookie ended the stream of reads".to_owned())),
+/// Waits for an answer, and takes with it those that have come too. May be dropped at any time
+/// without losing anything. An error is silence, from the first entry on that has no answer.
+async fn take(
+    receiver: &mut FrameReceiver,
+    reads: Reads,
+    asked: &mut VecDeque<EntryId>,
+    come: &mut Vec<Answer>,
+) -> Result<(), Refusal> {
+    let mut next = receiver.next().await.map_err(unreachable)?;
+    if next.is_none() {
+        return Err(Refusal::Unknown("the bookie ended the stream of reads".to_owned()));
     }
+    while let (Some(frame), Some(entry)) = (next.take(), asked.front().copied()) {
+        let copy = match frame.kind {
+            kind::ENTRY => Entry::decode_as(reads.ledger, entry, frame.body)
+                .map_err(|error| Refusal::Corrupt(error.to_string())),
+            kind::REFUSED => Err(refusal(&frame)),
+            _ => return Err(refusal(&frame)),
+        };
+        asked.pop_front();
+        come.push(Answer { bookie: reads.bookie, entry, copy, silent: false });
+        if !asked.is_empty() {
+            next = receiver.next_buffered().map_err(unreachable)?;
+        }
+    }
+    Ok(())
 }

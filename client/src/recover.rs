@@ -142,7 +142,7 @@ struct Streams {
     bookies: Bookies,
     ledger: LedgerId,
     events: Events,
-    reads: BTreeMap<(Round, usize), mpsc::Sender<EntryId>>,
+    reads: BTreeMap<(Round, usize), mpsc::Sender<Vec<EntryId>>>,
     writes: BTreeMap<Place, Outbox>,
 }
 
@@ -164,22 +164,24 @@ impl Streams {
 
     fn read(&mut self, round: Round, place: usize, bookie: BookieId, entry: EntryId) {
         if let Some(queue) = self.reads.get(&(round, place))
-            && queue.try_send(entry).is_ok()
+            && queue.try_send(vec![entry]).is_ok()
         {
             return;
         }
         let (queue, queued) = mpsc::channel(QUEUE_MAX);
         // A fresh queue has room.
-        let _ = queue.try_send(entry);
+        let _ = queue.try_send(vec![entry]);
         self.reads.insert((round, place), queue);
         let reads = Reads { bookie, ledger: self.ledger, fence: true };
         let (answer, mut answers) = mpsc::channel(1);
         tokio::spawn(reads::run(self.bookies.clone(), reads, queued, answer));
         let events = self.events.clone();
         tokio::spawn(async move {
-            while let Some(answer) = answers.recv().await {
-                if events.send(Event::Read(round, place, answer)).await.is_err() {
-                    return;
+            while let Some(answers) = answers.recv().await {
+                for answer in answers {
+                    if events.send(Event::Read(round, place, answer)).await.is_err() {
+                        return;
+                    }
                 }
             }
         });

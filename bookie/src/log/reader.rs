@@ -11,13 +11,16 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use super::buffer::Buffer;
 use super::recent::Recent;
 use super::record::{self, HEADER_BYTES, Header};
 use super::segment::Segment;
 use super::{LogError, Mark, Place, SegmentNumber};
-use crate::disk::Disk;
+use crate::disk::{BLOCK_BYTES, Disk};
 use crate::executor::Executor;
 
+#[expect(clippy::cast_possible_truncation, reason = "it is a constant, and small")]
+const BLOCK: u32 = BLOCK_BYTES as u32;
 /// How many segments are kept open for reading.
 const SEGMENTS_OPEN_MAX: usize = 256;
 /// How many [`Reader::read_many`] have a turn at the disk at once. A thread for each of a thousand
@@ -26,6 +29,9 @@ const SEGMENTS_OPEN_MAX: usize = 256;
 const TURNS_MAX: usize = 4;
 /// The most that one access to the disk reads of several records.
 const ACCESS_BYTES_MAX: u32 = 1 << 20;
+/// The least that is read past the system's cache: who reads so much at once is catching up, and
+/// will not ask for it again. To fill the cache would cost more than all else that is done with it.
+const DIRECT_BYTES_MIN: u32 = 64 << 10;
 /// How far records that are read with one access may be apart: reading so much more is cheaper than
 /// another access.
 const GAP_BYTES_MAX: u32 = 4 << 10;
@@ -153,12 +159,12 @@ impl Files {
     ) {
         let (start, end) = (run[0].offset, end(run[run.len() - 1]));
         let stored = self.segment(run[0].segment).ok().and_then(|segment| {
-            let stored = segment.read(start, (end - start) as usize).ok()?;
-            Some((segment, stored))
+            let (start, stored) = read_between(&segment, start, end).ok()?;
+            Some((segment, start, stored))
         });
         for place in run {
-            let payload = stored.as_ref().and_then(|(segment, stored)| {
-                let stored = &stored[(place.offset - start) as usize..];
+            let payload = stored.as_ref().and_then(|(segment, start, stored)| {
+                let stored = &stored.bytes()[(place.offset - start) as usize..];
                 payload(segment, *place, stored).map(|payload| copies.add(payload))
             });
             read.push(payload.map_or_else(|| self.read_again(*place), Ok));
@@ -169,15 +175,13 @@ impl Files {
     /// its page was written, it may have the page as it was before.
     fn read_again(&self, place: Place) -> Result<Bytes, ReadError> {
         let segment = self.segment(place.segment)?;
-        let bytes = end(place) - place.offset;
-        segment.file.forget(place.offset.into(), bytes.into());
-        let stored = match segment.read(place.offset, bytes as usize) {
+        let (start, stored) = match read_past_cache(&segment, place.offset, end(place)) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(corrupt(place.segment, place.offset));
             }
             result => result.map_err(LogError::io("read", place.segment))?,
         };
-        let payload = payload(&segment, place, &stored);
+        let payload = payload(&segment, place, &stored.bytes()[(place.offset - start) as usize..]);
         payload.map(Bytes::copy_from_slice).ok_or_else(|| corrupt(place.segment, place.offset))
     }
 
@@ -215,6 +219,29 @@ impl Files {
         let opened = self.disk.open(&number.to_string());
         opened.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
+}
+
+/// Reads what is between two offsets; some more is read before and behind it if it is much.
+/// Returns where that begins too.
+fn read_between(segment: &Segment, start: u32, end: u32) -> io::Result<(u32, Buffer)> {
+    if end - start < DIRECT_BYTES_MIN {
+        let mut buffer = Buffer::zeros((end - start) as usize);
+        segment.file.read_at(start.into(), buffer.bytes_mut())?;
+        return Ok((start, buffer));
+    }
+    read_past_cache(segment, start, end)
+}
+
+/// Reads what is between two offsets as the disk has it, and some more before it. Returns where that
+/// begins too.
+fn read_past_cache(segment: &Segment, start: u32, end: u32) -> io::Result<(u32, Buffer)> {
+    let start = start - start % BLOCK;
+    let mut buffer = Buffer::zeros((end - start).next_multiple_of(BLOCK) as usize);
+    let read = segment.file.read_blocks(start.into(), buffer.bytes_mut())?;
+    if read < (end - start) as usize {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok((start, buffer))
 }
 
 /// Tells how many places, from the first on, are read with one access.

@@ -125,7 +125,7 @@ fn bytes((_, place): &Wanted) -> usize {
 }
 
 fn answers(entries: Vec<Result<Bytes, Refusal>>) -> Frames {
-    let mut frames = Frames::default();
+    let mut frames = Frames::for_bodies(entries.iter().flatten().map(Bytes::len));
     for entry in entries {
         match entry {
             Ok(entry) => frames.push(kind::ENTRY, &entry),

@@ -1,5 +1,7 @@
 //! The store on a disk that loses what was not synced.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use inkfast_protocol::{Entry, EntryHeader, WriterId};
 use tokio::sync::mpsc::UnboundedReceiver;
 

@@ -53,7 +53,8 @@ impl Replication {
         let ensemble = self.ensemble;
         // The remainder is below the ensemble's size, so it fits.
         let first = usize::try_from(entry % ensemble as u64).unwrap_or(0);
-        (0..self.write_quorum).map(move |i| (first + i) % ensemble)
+        let around = move |place| if place < ensemble { place } else { place - ensemble };
+        (first..first + self.write_quorum).map(around)
     }
 
     /// Says whether an entry is written: Qa of its write set are among `acknowledged`.

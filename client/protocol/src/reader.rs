@@ -1,6 +1,7 @@
 //! The reader: finds the copies of a run of entries and delivers them in order.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+use std::mem;
 use std::ops::RangeInclusive;
 
 use crate::writer::list;
@@ -9,14 +10,14 @@ use crate::{BookieId, Entry, EntryId, LedgerMetadata, Refusal};
 /// The bytes that a reader holds and cannot deliver yet, at most, and wants to have asked for.
 const AHEAD_BYTES_MAX: usize = 8 << 20;
 /// The entries that a reader has asked for and not delivered, at most.
-const AHEAD_ENTRIES_MAX: usize = 2048;
+const AHEAD_ENTRIES_MAX: usize = 4096;
 /// What an entry is taken to have until one has come.
 const ENTRY_BYTES_GUESS: usize = 64 << 10;
 /// One bookie is asked for so many bytes, about, before it is another's turn: it reads entries that
 /// are neighbours with one access to its disk.
-const TURN_BYTES: usize = 256 << 10;
+const TURN_BYTES: usize = 512 << 10;
 /// And for so many entries at most, so that several bookies have some of what is asked ahead.
-const TURN_ENTRIES_MAX: usize = 256;
+const TURN_ENTRIES_MAX: usize = 512;
 
 /// Reads a run of entries that are known to be confirmed.
 ///
@@ -25,9 +26,11 @@ const TURN_ENTRIES_MAX: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reader {
     metadata: LedgerMetadata,
-    next_to_ask: EntryId,
     last: EntryId,
-    asked: BTreeMap<EntryId, Asked>,
+    /// The entry to be delivered next.
+    lowest: EntryId,
+    /// What was asked, from the lowest entry on.
+    asked: VecDeque<Asked>,
     /// Bookies that did not answer are asked last from then on.
     silent: BTreeSet<BookieId>,
     /// The bytes of the largest entry that has come.
@@ -90,9 +93,9 @@ impl Reader {
     pub fn new(metadata: LedgerMetadata, entries: RangeInclusive<EntryId>) -> Self {
         let mut reader = Self {
             metadata,
-            next_to_ask: *entries.start(),
             last: *entries.end(),
-            asked: BTreeMap::new(),
+            lowest: *entries.start(),
+            asked: VecDeque::new(),
             silent: BTreeSet::new(),
             largest_bytes: None,
             held_bytes: 0,
@@ -105,27 +108,31 @@ impl Reader {
 
     /// Takes a verified copy of an entry, whichever bookie it is from.
     pub fn on_copy(&mut self, entry: Entry) {
-        let Some(Asked::Waiting { .. }) = self.asked.get(&entry.id()) else { return };
+        let Some(place) = self.place(entry.id()) else { return };
+        if !matches!(self.asked[place], Asked::Waiting { .. }) {
+            return;
+        }
         let bytes = entry.bytes().len();
         self.largest_bytes = self.largest_bytes.max(Some(bytes));
-        let is_lowest = self.asked.first_key_value().is_some_and(|(id, _)| *id == entry.id());
-        if self.held_bytes + bytes > AHEAD_BYTES_MAX && !is_lowest {
+        if self.held_bytes + bytes > AHEAD_BYTES_MAX && place > 0 {
             // The entries have grown. What does not fit is asked again when its turn comes.
-            self.begin_again(entry.id());
+            self.begin_again(place);
         } else {
             self.held_bytes += bytes;
-            self.asked.insert(entry.id(), Asked::Here(entry));
+            self.asked[place] = Asked::Here(entry);
         }
         self.go_on();
     }
 
     /// Takes a refusal of a bookie that was asked for an entry.
     pub fn on_refused(&mut self, bookie: BookieId, entry: EntryId, refusal: Refusal) {
-        if self.waits_for(bookie, entry)
-            && let Some(Asked::Waiting { mut refused, .. }) = self.asked.remove(&entry)
+        if let Some(place) = self.place(entry)
+            && let Asked::Waiting { bookie: asked, refused } = &mut self.asked[place]
+            && *asked == bookie
         {
+            let mut refused = mem::take(refused);
             refused.push((bookie, refusal));
-            self.ask(entry, refused);
+            self.asked[place] = self.ask(entry, refused);
             self.go_on();
         }
     }
@@ -141,8 +148,7 @@ impl Reader {
     /// again, and not more of it than fits by the size of what has come.
     pub fn on_hung_up(&mut self) {
         let is_waiting = |asked: &Asked| matches!(asked, Asked::Waiting { .. });
-        let first = self.asked.iter().find(|(_, asked)| is_waiting(asked)).map(|(entry, _)| *entry);
-        if let Some(first) = first {
+        if let Some(first) = self.asked.iter().position(is_waiting) {
             self.actions.retain(|action| !matches!(action, Action::Ask { .. }));
             self.begin_again(first);
             self.go_on();
@@ -154,45 +160,46 @@ impl Reader {
         self.actions.pop_front()
     }
 
-    fn waits_for(&self, from: BookieId, entry: EntryId) -> bool {
-        matches!(self.asked.get(&entry), Some(Asked::Waiting { bookie, .. }) if *bookie == from)
+    /// Returns where an entry is among those that were asked, if it is one of them.
+    fn place(&self, entry: EntryId) -> Option<usize> {
+        let place = usize::try_from(entry.get().checked_sub(self.lowest.get())?).ok()?;
+        (place < self.asked.len()).then_some(place)
     }
 
-    /// Forgets what was asked and what has come from an entry on.
-    fn begin_again(&mut self, entry: EntryId) {
-        self.next_to_ask = entry;
-        for dropped in self.asked.split_off(&entry).into_values() {
+    /// Forgets what was asked and what has come from a place on.
+    fn begin_again(&mut self, place: usize) {
+        for dropped in self.asked.drain(place..) {
             self.held_bytes -= dropped.bytes();
         }
     }
 
     /// Delivers what has come in order, and asks for more as far as it may.
     fn go_on(&mut self) {
-        while let Some(lowest) = self.asked.first_entry() {
-            let entry = *lowest.key();
-            match lowest.get() {
-                Asked::Waiting { .. } => break,
-                Asked::Here(copy) => {
-                    self.held_bytes -= copy.bytes().len();
-                    self.actions.push_back(Action::Deliver(copy.clone()));
-                }
+        let has_come = |asked: &mut Asked| !matches!(asked, Asked::Waiting { .. });
+        while let Some(lowest) = self.asked.pop_front_if(has_come) {
+            self.held_bytes -= lowest.bytes();
+            match lowest {
+                Asked::Here(copy) => self.actions.push_back(Action::Deliver(copy)),
                 Asked::Lost(refused) => {
-                    let refused = refused.clone();
-                    self.actions.push_back(Action::Fail(Lost { entry, refused }));
+                    let lost = Lost { entry: self.lowest, refused };
+                    self.actions.push_back(Action::Fail(lost));
                     self.asked.clear();
                     self.ended = true;
                     return;
                 }
+                Asked::Waiting { .. } => {}
             }
-            lowest.remove();
+            self.lowest = self.lowest.next();
         }
         let largest_bytes = self.largest_bytes.unwrap_or(ENTRY_BYTES_GUESS);
         let ahead = (AHEAD_BYTES_MAX / largest_bytes).clamp(1, AHEAD_ENTRIES_MAX);
         // Many at a time, when half of what was asked has come: a question each would be dear.
         if self.asked.len() <= ahead / 2 {
-            while self.asked.len() < ahead && self.next_to_ask <= self.last && !self.ended {
-                self.ask(self.next_to_ask, Vec::new());
-                self.next_to_ask = self.next_to_ask.next();
+            let mut next = EntryId::new(self.lowest.get() + self.asked.len() as u64);
+            while self.asked.len() < ahead && next <= self.last && !self.ended {
+                let asked = self.ask(next, Vec::new());
+                self.asked.push_back(asked);
+                next = next.next();
             }
         }
         if self.asked.is_empty() && !self.ended {
@@ -202,23 +209,23 @@ impl Reader {
     }
 
     /// Asks the next bookie of an entry's write set for it.
-    fn ask(&mut self, entry: EntryId, refused: Vec<(BookieId, Refusal)>) {
+    fn ask(&mut self, entry: EntryId, refused: Vec<(BookieId, Refusal)>) -> Asked {
         let ensemble = &self.metadata.fragment_of(entry).ensemble;
         let turn = self.turn(entry);
-        let distance = |place: usize| (place + ensemble.len() - turn) % ensemble.len();
+        let ahead = |place: usize| if place < turn { ensemble.len() } else { 0 };
+        let distance = |place: usize| place + ahead(place) - turn;
         let write_set = self.metadata.replication.write_set(entry.get());
         let write_set = write_set.map(|place| (distance(place), ensemble[place]));
         let untried = write_set.filter(|(_, b)| refused.iter().all(|(tried, _)| tried != b));
         let next =
             untried.min_by_key(|(distance, bookie)| (self.silent.contains(bookie), *distance));
-        let asked = match next.map(|(_, bookie)| bookie) {
+        match next.map(|(_, bookie)| bookie) {
             Some(bookie) => {
                 self.actions.push_back(Action::Ask { bookie, entry });
                 Asked::Waiting { bookie, refused }
             }
             None => Asked::Lost(refused),
-        };
-        self.asked.insert(entry, asked);
+        }
     }
 
     /// Returns the place of the ensemble that is to be asked for an entry if it holds it; otherwise

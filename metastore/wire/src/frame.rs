@@ -80,6 +80,12 @@ impl Frames {
         Self { pieces: Vec::new(), last: BytesMut::with_capacity(bytes) }
     }
 
+    /// Gathers frames of bodies that are so long: there is memory for all that are copied.
+    pub fn for_bodies(bodies: impl Iterator<Item = usize>) -> Self {
+        let copied = bodies.filter(|bytes| *bytes <= COPY_BYTES_MAX);
+        Self::with_capacity(copied.map(|bytes| LENGTH_BYTES + 1 + bytes).sum())
+    }
+
     /// Adds a frame.
     ///
     /// # Panics
@@ -322,6 +328,8 @@ impl Decoder {
 
     /// Moves what has arrived into `partial` until that has `end` bytes.
     fn gather(&mut self, end: usize) {
+        let arrived: usize = self.arrived.iter().map(Bytes::len).sum();
+        self.partial.reserve(arrived.min(end.saturating_sub(self.partial.len())));
         while self.partial.len() < end
             && let Some(chunk) = self.arrived.front_mut()
         {

@@ -149,6 +149,23 @@ async fn a_disk_that_fails_and_a_file_that_is_gone_are_told_from_corruption() {
     assert!(matches!(read, Err(ReadError::Gone { .. })), "{read:?}");
 }
 
+#[tokio::test]
+async fn much_is_read_past_the_cache() {
+    let (disk, mut tail) = new_log();
+    let all = write(&mut tail, &[vec![1000; 100]], None);
+    let reader = reader(&disk);
+    reader.read(all[0].0).await.unwrap();
+    let (begin, end) = (all[0].0.offset as usize, end(all[99].0) as usize);
+    disk.spoil_cache(&name(1), begin..end);
+    let before = disk.reads();
+    // It begins and ends within blocks.
+    assert_read(&reader, &all[7..92].to_vec()).await;
+    assert_eq!(disk.reads() - before, 1);
+    // Little is read from the cache, and past it only because that is wrong.
+    assert_read(&reader, &all[..1].to_vec()).await;
+    assert_eq!(disk.reads() - before, 3);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
