@@ -30,8 +30,8 @@
 //! # How it is built
 //! The rules are the state machines of [`inkfast_protocol`]; here they are driven. An append goes
 //! through `append` (`room`, turn), `driver` (the writer's machine under one lock), `outbox`
-//! (frames that all places share) and `adds` (a stream to each bookie), and comes back through
-//! `confirmations`. When a bookie fails, `driver/tend` chooses another among those that `registry`
+//! (frames that all places share), `bell` (whose turn it is) and `adds` (one stream to each bookie,
+//! which all ledgers share), and comes back through `confirmations`. When a bookie fails, `driver/tend` chooses another among those that `registry`
 //! knows, by the rules of `placement`. A recovery goes through `recover` (its machine in one loop),
 //! `reads` and `adds`. A tail goes through `tail` (its machine in one loop), `pushes` (a stream
 //! from a bookie) and `follow` (the metadata). [`catalog`] maps ledgers and bookies to keys of the
