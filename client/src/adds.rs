@@ -83,8 +83,11 @@ impl Adds {
         Self(shared)
     }
 
+    /// Says whether nobody can add any more.
     pub(crate) fn has_ended(&self) -> bool {
-        self.0.lock().ended.is_some()
+        let state = self.0.lock();
+        // The last number is none.
+        state.ended.is_some() || state.next == u32::MAX
     }
 
     /// Sends what comes out of an outlet, which is to ring the bell, until its outbox is closed:
