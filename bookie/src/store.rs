@@ -28,6 +28,7 @@ pub(crate) use tips::Tip;
 
 mod checkpoint;
 pub(crate) mod compaction;
+mod effects;
 mod keeper;
 mod ledgers;
 mod owner;
@@ -73,22 +74,23 @@ pub(crate) enum StoreError {
     Index(#[from] IndexError),
 }
 
+/// What came in together of one adder.
+pub(crate) struct Batch {
+    pub(crate) ledger: LedgerId,
+    pub(crate) by: Arc<Adder>,
+    /// The number of the adder on its stream.
+    pub(crate) adder: u32,
+    pub(crate) add: Option<Add>,
+    /// The highest entry of which the writer has said that it is confirmed.
+    pub(crate) confirmed: Option<EntryId>,
+}
+
 /// Entries on their way in.
 pub(crate) struct Add {
     /// Those that can be written by one append to the log.
     pub(crate) run: Run,
-    /// The number of the adder on its stream.
-    pub(crate) adder: u32,
-    /// How many entries of that adder came before them.
+    /// How many entries of their adder came before them.
     pub(crate) sequence: u64,
-}
-
-/// What came in together of one adder.
-#[derive(Default)]
-pub(crate) struct Batch {
-    pub(crate) add: Option<Add>,
-    /// The highest entry of which the writer has said that it is confirmed.
-    pub(crate) confirmed: Option<EntryId>,
 }
 
 /// What became of entries of an adder.
@@ -97,7 +99,7 @@ pub(crate) struct Outcome {
     pub(crate) adder: u32,
     pub(crate) result: Result<Written, Refusal>,
     /// The room is given back when the outcome is dropped, that is, when it was sent.
-    _room: Option<Arc<OwnedSemaphorePermit>>,
+    _room: Room,
 }
 
 /// Entries that are on disk.
@@ -109,23 +111,32 @@ pub(crate) struct Written {
     pub(crate) sequences: Range<u64>,
 }
 
-/// Where outcomes go. As many wait there as there is room for their entries.
+/// Where outcomes go. As many wait there as there is room for.
 pub(crate) type Outcomes = mpsc::UnboundedSender<Outcome>;
+
+/// What outcomes take until they are sent.
+pub(crate) type Room = Arc<OwnedSemaphorePermit>;
 
 impl Outcome {
     /// Refuses an adder whose entries have not come so far.
-    pub(crate) const fn refused(adder: u32, refusal: Refusal) -> Self {
-        Self { adder, result: Err(refusal), _room: None }
+    pub(crate) const fn refused(adder: u32, refusal: Refusal, room: Room) -> Self {
+        Self { adder, result: Err(refusal), _room: room }
+    }
+}
+
+impl Batch {
+    /// Tells how much room its entries take.
+    fn room_bytes(&self) -> usize {
+        let entries = self.add.iter().flat_map(|add| add.run.entries());
+        entries.map(|entry| entry.bytes().len().max(ENTRY_ROOM_MIN)).sum()
     }
 }
 
 enum Command {
     Add {
-        ledger: LedgerId,
-        adder: Arc<Adder>,
-        batch: Batch,
+        lot: Vec<Batch>,
         outcomes: Outcomes,
-        room: Arc<OwnedSemaphorePermit>,
+        room: Room,
     },
     Fence {
         ledger: LedgerId,
@@ -157,10 +168,12 @@ impl Command {
     /// Refuses it because the index is made anew. Who waits for an answer is told by the end of the
     /// channel.
     fn refuse(self) {
-        if let Self::Add { batch: Batch { add: Some(add), .. }, outcomes, .. } = self {
-            let refusal = Refusal::Unknown(keeper::MAKING.to_owned());
-            // The stream may be gone.
-            let _ = outcomes.send(Outcome::refused(add.adder, refusal));
+        if let Self::Add { lot, outcomes, room } = self {
+            for batch in lot.into_iter().filter(|batch| batch.add.is_some()) {
+                let refusal = Refusal::Unknown(keeper::MAKING.to_owned());
+                // The stream may be gone.
+                let _ = outcomes.send(Outcome::refused(batch.adder, refusal, Arc::clone(&room)));
+            }
         }
     }
 }
@@ -227,23 +240,21 @@ impl Store {
         Ok((store, replayed, task))
     }
 
-    /// Hands a batch of one ledger to the owner, as soon as there is room for it. The outcomes of
-    /// its adds come when the entries are on disk, or refused. Dropped before it is done, it has
-    /// handed on nothing.
+    /// Hands batches to the owner, as soon as there is room for all of them. The outcomes of their
+    /// adds come when the entries are on disk, or refused. Until it is done it takes none of them,
+    /// also if it is dropped.
     pub(crate) async fn add(
         &self,
-        ledger: LedgerId,
-        adder: &Arc<Adder>,
-        batch: Batch,
+        lot: &mut Vec<Batch>,
         outcomes: &Outcomes,
     ) -> Result<(), Refusal> {
-        let entries = batch.add.iter().flat_map(|add| add.run.entries());
-        let bytes: usize = entries.map(|entry| entry.bytes().len().max(ENTRY_ROOM_MIN)).sum();
-        let bytes = u32::try_from(bytes.min(self.room_bytes)).unwrap_or(u32::MAX);
+        let bytes = lot.iter().map(Batch::room_bytes).sum::<usize>().min(self.room_bytes);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(bytes).await.map_err(|_| stopped())?;
-        let (adder, outcomes) = (Arc::clone(adder), outcomes.clone());
-        let command = Command::Add { ledger, adder, batch, outcomes, room: Arc::new(room) };
-        self.commands.send(command).await.map_err(|_| stopped())
+        let place = self.commands.reserve().await.map_err(|_| stopped())?;
+        let (lot, outcomes) = (mem::take(lot), outcomes.clone());
+        place.send(Command::Add { lot, outcomes, room: Arc::new(room) });
+        Ok(())
     }
 
     /// Fences a ledger, durably, and returns the highest last add confirmed that is

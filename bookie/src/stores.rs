@@ -34,7 +34,7 @@ use crate::executor::Executor;
 use crate::log::Replayed;
 use crate::memory::Memory;
 use crate::space::{Gauge, Level, MinFree, measure, total};
-use crate::store::{Batch, Outcomes, Store};
+use crate::store::Store;
 
 #[cfg(test)]
 mod tests;
@@ -195,6 +195,11 @@ impl Stores {
         Ok(self.at(member, Some(decided)))
     }
 
+    /// Returns the store of this [number](Home::number).
+    pub(crate) fn store(&self, number: usize) -> &Store {
+        &self.0.members[number].store
+    }
+
     /// Returns all of them.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Store> {
         self.0.members.iter().map(|member| &member.store)
@@ -280,7 +285,7 @@ impl Stores {
 }
 
 impl Home {
-    /// Returns the store. Adds do not go to it directly.
+    /// Returns the store. Adds must be [let in](Self::let_in) before they go to it.
     pub(crate) fn store(&self) -> &Store {
         &self.member().store
     }
@@ -290,18 +295,9 @@ impl Home {
         self.member
     }
 
-    /// Hands a batch to the store, as [`Store::add`] does, if there is room on its disk.
-    pub(crate) async fn add(
-        &self,
-        ledger: LedgerId,
-        adder: &Arc<Adder>,
-        batch: Batch,
-        outcomes: &Outcomes,
-    ) -> Result<(), Refusal> {
-        if batch.add.is_some() {
-            self.member().health.gauge.let_in(adder)?;
-        }
-        self.store().add(ledger, adder, batch, outcomes).await
+    /// Refuses adds for which there is no room on the disk.
+    pub(crate) fn let_in(&self, by: &Adder) -> Result<(), Refusal> {
+        self.member().health.gauge.let_in(by)
     }
 
     fn member(&self) -> &Member {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use inkfast_protocol::gate::Adder;
-use inkfast_protocol::{BookieId, Entry, EntryHeader, Run, WriterId};
+use inkfast_protocol::{BookieId, Entry, EntryHeader, WriterId};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -54,13 +54,13 @@ async fn add(store: &Store, ledger: u64, id: u64) {
         length: 0,
         written_at_ms: 0,
     };
-    let run = Run::new(vec![Entry::encode(header, "x".repeat(2000).as_bytes())]).unwrap();
-    let add = Some(Add { run, adder: 0, sequence: 0 });
+    let run = Entry::encode(header, "x".repeat(2000).as_bytes()).into();
+    let add = Some(Add { run, sequence: 0 });
     let writer = WriterId(Uuid::from_u128(1));
-    let adder = Arc::new(Adder::Writer { id: writer, fragment: "brief".into() });
+    let by = Arc::new(Adder::Writer { id: writer, fragment: "brief".into() });
     let (outcomes, mut happened) = mpsc::unbounded_channel();
-    let batch = Batch { add, confirmed: None };
-    store.add(self::ledger(ledger), &adder, batch, &outcomes).await.unwrap();
+    let batch = Batch { ledger: self::ledger(ledger), by, adder: 0, add, confirmed: None };
+    store.add(&mut vec![batch], &outcomes).await.unwrap();
     happened.recv().await.unwrap().result.unwrap();
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::mem;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,17 +15,17 @@ use inkfast_protocol::messages::{
 use inkfast_protocol::{ENSEMBLE_MAX, Entry, EntryId, LedgerId, Refusal, Run, gate};
 use inkfast_wire::{Frame, FrameReceiver, FrameSender, Frames, Stream};
 use prost::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout_at};
 
 use super::{BookieService, Served, bad, refuse, send};
 use crate::store::{Add, Batch, Outcome, Outcomes, Written};
 use crate::stores::{Home, Stores};
 
-/// The most entries that are handed to a store at once.
-const BATCH_MAX: usize = 256;
-/// The most bytes of entries that are handed to a store at once; a larger entry goes alone.
-const BATCH_BYTES_MAX: usize = 256 << 10;
+/// The most entries that are handed on at once.
+const LOT_MAX: usize = 256;
+/// The most bytes of entries that are handed on at once; a larger entry goes alone.
+const LOT_BYTES_MAX: usize = 256 << 10;
 /// The most outcomes that are answered at once.
 const ANSWERS_MAX: usize = 1024;
 /// The most bytes of entries that wait on a stream until the homes of their ledgers are found; past
@@ -39,7 +40,7 @@ impl BookieService {
     /// sense.
     pub(super) async fn serve_adds(&self, open: Frame, stream: Stream) -> Served {
         let Stream { mut sender, mut receiver } = stream;
-        // Each outcome holds room of its store.
+        // Each outcome holds room: of its store, or of the refusals.
         let (outcomes, happened) = mpsc::unbounded_channel();
         let mut adding = Adding::new(self.stores.clone(), outcomes);
         let taken = tokio::select! {
@@ -57,16 +58,23 @@ impl BookieService {
 }
 
 /// What comes in on one stream.
-struct Adding {
+pub(super) struct Adding {
     stores: Stores,
     adders: BTreeMap<u32, Adder>,
     /// The number above all adders that were opened.
     next: u32,
     /// Whose entries come.
     current: u32,
-    /// What of them is not handed on yet.
+    /// What of them is in no lot yet.
     entries: Vec<Entry>,
-    bytes: usize,
+    /// What is handed on next, to each store.
+    lots: BTreeMap<usize, Vec<Batch>>,
+    /// How many entries have come since lots were handed on, and how many bytes they are.
+    come: usize,
+    come_bytes: usize,
+    /// Who is gone, but has something in a lot: until that is handed on its ledger may not get
+    /// another home.
+    leaving: Vec<Adder>,
     /// The adders that have no home yet.
     opening: FuturesUnordered<BoxFuture<'static, (u32, Result<Home, Refusal>)>>,
     /// What they have sent meanwhile.
@@ -74,12 +82,14 @@ struct Adding {
     /// Until when the stores that have no room hold up this stream.
     patience: BTreeMap<usize, Instant>,
     outcomes: Outcomes,
+    /// For the refusals of adders that are not sent yet.
+    refusals: Arc<Semaphore>,
 }
 
 /// Who adds to one ledger.
 struct Adder {
     ledger: LedgerId,
-    adder: Arc<gate::Adder>,
+    by: Arc<gate::Adder>,
     /// None while it is sought.
     home: Option<Home>,
     waiting: Vec<Batch>,
@@ -92,18 +102,22 @@ struct Adder {
 }
 
 impl Adding {
-    fn new(stores: Stores, outcomes: Outcomes) -> Self {
+    pub(super) fn new(stores: Stores, outcomes: Outcomes) -> Self {
         Self {
             stores,
             adders: BTreeMap::new(),
             next: 0,
             current: 0,
             entries: Vec::new(),
-            bytes: 0,
+            lots: BTreeMap::new(),
+            come: 0,
+            come_bytes: 0,
+            leaving: Vec::new(),
             opening: FuturesUnordered::new(),
             waiting_bytes: 0,
             patience: BTreeMap::new(),
             outcomes,
+            refusals: Arc::new(Semaphore::new(ADDERS_MAX)),
         }
     }
 
@@ -116,10 +130,10 @@ impl Adding {
                 self.on_frame(frame).await?;
                 next = receiver.next_buffered().map_err(lost)?;
             }
-            self.hand_on().await;
+            self.hand_on().await?;
             next = tokio::select! {
                 Some((number, home)) = self.opening.next() => {
-                    self.on_home(number, home).await;
+                    self.on_home(number, home).await?;
                     continue;
                 }
                 frame = receiver.next(), if self.waiting_bytes < WAITING_BYTES_MAX => {
@@ -135,20 +149,20 @@ impl Adding {
     async fn on_frame(&mut self, frame: Frame) -> Result<(), Refusal> {
         match frame.kind {
             kind::ENTRY => {
-                if self.entries.len() >= BATCH_MAX
-                    || (self.bytes + frame.body.len() > BATCH_BYTES_MAX && self.bytes > 0)
+                let bytes = frame.body.len();
+                if self.come >= LOT_MAX
+                    || (self.come > 0 && self.come_bytes + bytes > LOT_BYTES_MAX)
                 {
-                    self.hand_on().await;
+                    self.hand_on().await?;
                 }
                 let number = self.current;
                 let Some(adder) = self.current()? else { return Ok(()) };
                 match adder.accept(frame.body) {
-                    Ok(entry) => {
-                        self.bytes += entry.bytes().len();
-                        self.entries.push(entry);
-                    }
-                    Err(refusal) => self.refuse(number, refusal),
+                    Ok(entry) => self.entries.push(entry),
+                    Err(refusal) => self.refuse(number, refusal)?,
                 }
+                self.come += 1;
+                self.come_bytes += bytes;
             }
             kind::CONFIRMED => {
                 let confirmed = decode_number(&frame.body).map(EntryId::new);
@@ -159,7 +173,7 @@ impl Adding {
                 }
             }
             kind::ADDER => {
-                self.hand_on().await;
+                self.gather()?;
                 self.current = adder_of(&frame)?;
             }
             kind::OPEN_ADDS => {
@@ -167,11 +181,11 @@ impl Adding {
                 self.open(&open).await?;
             }
             kind::CLOSE_ADDS => {
-                self.hand_on().await;
+                self.gather()?;
                 let number = adder_of(&frame)?;
                 match self.adders.get_mut(&number) {
                     Some(adder) if adder.home.is_none() => adder.closed = true,
-                    _ => drop(self.adders.remove(&number)),
+                    _ => self.leaving.extend(self.adders.remove(&number)),
                 }
             }
             other => return Err(bad(&format!("no frame of kind {other} goes with adds"))),
@@ -187,7 +201,7 @@ impl Adding {
         Ok(self.adders.get_mut(&self.current))
     }
 
-    async fn open(&mut self, open: &OpenAdds) -> Result<(), Refusal> {
+    pub(super) async fn open(&mut self, open: &OpenAdds) -> Result<(), Refusal> {
         let number = open.adder;
         if number < self.next || number == u32::MAX {
             return Err(bad("adders must have ascending numbers"));
@@ -198,24 +212,21 @@ impl Adding {
         self.next = number + 1;
         let adder = match Adder::parse(open) {
             Ok(adder) => adder,
-            Err(refusal) => {
-                self.refuse(number, refusal);
-                return Ok(());
-            }
+            Err(refusal) => return self.refuse(number, refusal),
         };
         let (stores, ledger) = (self.stores.clone(), adder.ledger);
         self.adders.insert(number, adder);
         let mut home = async move { (number, stores.home(ledger).await) }.boxed();
         match (&mut home).now_or_never() {
-            Some((number, home)) => self.on_home(number, home).await,
+            Some((number, home)) => self.on_home(number, home).await?,
             None => self.opening.push(home),
         }
         Ok(())
     }
 
     /// Hands on what has waited for a home.
-    async fn on_home(&mut self, number: u32, home: Result<Home, Refusal>) {
-        let Some(adder) = self.adders.get_mut(&number) else { return };
+    async fn on_home(&mut self, number: u32, home: Result<Home, Refusal>) -> Result<(), Refusal> {
+        let Some(adder) = self.adders.get_mut(&number) else { return Ok(()) };
         let waiting = mem::take(&mut adder.waiting);
         self.waiting_bytes -= waiting.iter().map(bytes_of).sum::<usize>();
         match home {
@@ -224,70 +235,101 @@ impl Adding {
         }
         let closed = adder.closed;
         for batch in waiting {
-            self.add(number, batch).await;
+            self.put(batch)?;
+            self.hand_lots_on().await?;
         }
         if closed {
             self.adders.remove(&number);
         }
+        Ok(())
     }
 
-    /// Hands on what has come of the current adder.
-    async fn hand_on(&mut self) {
-        let number = self.current;
-        let entries = mem::take(&mut self.entries);
-        self.bytes = 0;
-        let Some(adder) = self.adders.get_mut(&number) else { return };
-        let Some(batch) = adder.batch(number, entries) else { return };
-        if adder.home.is_none() {
+    /// Hands on what has come.
+    async fn hand_on(&mut self) -> Result<(), Refusal> {
+        self.gather()?;
+        self.hand_lots_on().await?;
+        (self.come, self.come_bytes) = (0, 0);
+        Ok(())
+    }
+
+    /// Puts what has come of the current adder into a lot.
+    fn gather(&mut self) -> Result<(), Refusal> {
+        let Some(adder) = self.adders.get_mut(&self.current) else { return Ok(()) };
+        match adder.batch(self.current, &mut self.entries) {
+            Some(batch) => self.put(batch),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a batch into the lot for its store, or lets it wait until that is known.
+    fn put(&mut self, batch: Batch) -> Result<(), Refusal> {
+        let Some(adder) = self.adders.get_mut(&batch.adder) else { return Ok(()) };
+        let Some(home) = &adder.home else {
             self.waiting_bytes += bytes_of(&batch);
             adder.waiting.push(batch);
-        } else {
-            self.add(number, batch).await;
+            return Ok(());
+        };
+        if batch.add.is_some()
+            && let Err(refusal) = home.let_in(&adder.by)
+        {
+            return self.refuse(batch.adder, refusal);
         }
+        self.lots.entry(home.number()).or_default().push(batch);
+        Ok(())
     }
 
-    async fn add(&mut self, number: u32, batch: Batch) {
-        if let Err(refusal) = self.add_at_home(number, batch).await {
-            self.refuse(number, refusal);
+    async fn hand_lots_on(&mut self) -> Result<(), Refusal> {
+        while let Some((store, mut lot)) = self.lots.pop_first() {
+            if let Err(refusal) = self.add(store, &mut lot).await {
+                for Batch { adder, .. } in lot {
+                    // One that has left does not wait, and one hears it once.
+                    if self.adders.contains_key(&adder) {
+                        self.refuse(adder, refusal.clone())?;
+                    }
+                }
+            }
         }
+        self.leaving.clear();
+        Ok(())
     }
 
-    async fn add_at_home(&mut self, number: u32, batch: Batch) -> Result<(), Refusal> {
-        let Some(adder) = self.adders.get(&number) else { return Ok(()) };
-        let Adder { ledger, adder, home: Some(home), .. } = adder else { return Ok(()) };
-        let mut adding = Box::pin(home.add(*ledger, adder, batch, &self.outcomes));
-        let added = match (&mut adding).now_or_never() {
+    async fn add(&mut self, store: usize, lot: &mut Vec<Batch>) -> Result<(), Refusal> {
+        let mut adding = pin!(self.stores.store(store).add(lot, &self.outcomes));
+        let added = match adding.as_mut().now_or_never() {
             Some(added) => added,
             None => {
-                let until = self.patience.entry(home.number());
+                let until = self.patience.entry(store);
                 let until = *until.or_insert_with(|| Instant::now() + PATIENCE);
                 let late = "the disk does not keep up with the adds";
                 let late = |_| Refusal::Unknown(late.to_owned());
                 timeout_at(until, adding).await.map_err(late)?
             }
         };
-        self.patience.remove(&home.number());
+        self.patience.remove(&store);
         added
     }
 
     /// Takes nothing more of an adder.
-    fn refuse(&mut self, number: u32, refusal: Refusal) {
+    fn refuse(&mut self, number: u32, refusal: Refusal) -> Result<(), Refusal> {
         if let Some(adder) = self.adders.remove(&number) {
             self.waiting_bytes -= adder.waiting.iter().map(bytes_of).sum::<usize>();
+            self.leaving.push(adder);
         }
         if self.current == number {
             self.entries.clear();
-            self.bytes = 0;
         }
+        let room = Arc::clone(&self.refusals).try_acquire_owned();
+        let room = room.map_err(|_| bad("refusals of adders must be read"))?;
         // The stream may be gone.
-        let _ = self.outcomes.send(Outcome::refused(number, refusal));
+        let _ = self.outcomes.send(Outcome::refused(number, refusal, Arc::new(room)));
+        Ok(())
     }
 }
 
 impl Adder {
     fn parse(open: &OpenAdds) -> Result<Self, Refusal> {
         let (ledger, writer) = open.parse()?;
-        let adder = match writer {
+        let by = match writer {
             None => gate::Adder::Recovery,
             Some(id) => {
                 let fragment = open.fragment.clone().unwrap_or_default();
@@ -302,7 +344,7 @@ impl Adder {
         };
         Ok(Self {
             ledger,
-            adder: Arc::new(adder),
+            by: Arc::new(by),
             home: None,
             waiting: Vec::new(),
             newest: None,
@@ -326,13 +368,15 @@ impl Adder {
         Ok(entry)
     }
 
-    /// Gives what is to be handed on, if there is anything.
-    fn batch(&mut self, number: u32, entries: Vec<Entry>) -> Option<Batch> {
+    /// Gives what is to be handed on with these entries, if there is anything.
+    fn batch(&mut self, number: u32, entries: &mut Vec<Entry>) -> Option<Batch> {
         let (count, confirmed) = (entries.len() as u64, self.confirmed.take());
         let sequence = self.sequence;
         self.sequence += count;
-        let add = Run::new(entries).map(|run| Add { run, adder: number, sequence });
-        (add.is_some() || confirmed.is_some()).then_some(Batch { add, confirmed })
+        let add = Run::new(entries.drain(..)).map(|run| Add { run, sequence });
+        let (ledger, by) = (self.ledger, Arc::clone(&self.by));
+        let batch = || Batch { ledger, by, adder: number, add, confirmed };
+        (count > 0 || confirmed.is_some()).then(batch)
     }
 }
 

@@ -39,23 +39,28 @@ async fn stores(entries: u64) -> Stores {
     let home = stores.home(ledger).await.unwrap();
     let (outcomes, mut happened) = mpsc::unbounded_channel();
     for id in 0..entries {
-        let add = Some(Add { run: entry(id).into(), adder: 0, sequence: 0 });
-        let batch = Batch { add, confirmed: None };
-        home.store().add(ledger, &Arc::new(Adder::Recovery), batch, &outcomes).await.unwrap();
+        let add = Some(Add { run: entry(id).into(), sequence: 0 });
+        let by = Arc::new(Adder::Recovery);
+        let batch = Batch { ledger, by, adder: 0, add, confirmed: None };
+        home.store().add(&mut vec![batch], &outcomes).await.unwrap();
         happened.recv().await.unwrap().result.unwrap();
     }
     stores
 }
 
 fn entry(id: u64) -> Entry {
+    entry_of(LEDGER, id, PAYLOAD_BYTES_MAX)
+}
+
+fn entry_of(ledger: u64, id: u64, payload_bytes: usize) -> Entry {
     let header = EntryHeader {
-        ledger: LedgerId::new(LEDGER).unwrap(),
+        ledger: LedgerId::new(ledger).unwrap(),
         entry: EntryId::new(id),
         last_add_confirmed: None,
         length: 0,
         written_at_ms: 0,
     };
-    Entry::encode(header, &vec![b'x'; PAYLOAD_BYTES_MAX])
+    Entry::encode(header, &vec![b'x'; payload_bytes])
 }
 
 #[tokio::test]

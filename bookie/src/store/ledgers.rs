@@ -191,14 +191,19 @@ impl Ledgers {
         self.all.insert(id, Ledger::new(known));
     }
 
-    /// Notes what is on disk of a ledger.
-    pub(super) fn on_durable(&mut self, id: LedgerId, record: &Record, places: &[Place]) {
+    /// Notes what is on disk of a ledger, and returns it.
+    pub(super) fn on_durable(
+        &mut self,
+        id: LedgerId,
+        record: &Record,
+        places: &[Place],
+    ) -> Option<&mut Ledger> {
         if let Record::Entries(run) = record {
             self.recent += run.entries().len();
         }
-        if let Some(ledger) = self.get_mut(id) {
-            ledger.on_durable(record, places);
-        }
+        let ledger = self.get_mut(id)?;
+        ledger.on_durable(record, places);
+        Some(ledger)
     }
 
     /// Notes that something of a ledger is being written that its gate does not know of: it stays

@@ -1,21 +1,21 @@
 //! The task that owns the store.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use inkfast_protocol::gate::{Action, Adder, Answer, Gate, Record, Stored, Ticket};
+use inkfast_protocol::gate::{Adder, Answer, Gate, Record, Stored, Ticket};
 use inkfast_protocol::{Entry, EntryId, LedgerId, Refusal, Run};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use super::checkpoint::{Indexed, Indexing, RECENT_ENTRIES_MAX};
+use super::effects::{Effects, Reply};
 use super::ledgers::{Known, Ledger, Ledgers};
 use super::reading::said;
 use super::tips::Tips;
 use super::upkeep::{self, Upkeep};
-use super::{Add, Batch, Command, Located, Outcome, Outcomes, State, Written, keeper, unsure};
+use super::{Add, Batch, Command, Located, Outcomes, Room, State, Written, keeper, unsure};
 use crate::index::IndexError;
-use crate::log::{self, Append, Appender, Completions, Durable, Failed, Place, Reader};
-use crate::record;
+use crate::log::{self, Appender, Completions, Durable, Failed, Place, Reader};
 
 /// What comes back with records when they are on disk.
 pub(super) enum Token {
@@ -28,12 +28,9 @@ pub(super) enum Token {
 pub(super) struct Owner {
     pub(super) ledgers: Ledgers,
     pub(super) indexing: Indexing,
-    pub(super) log: Appender<Token>,
+    pub(super) effects: Effects,
     pub(super) reader: Reader,
     pub(super) upkeep: Upkeep,
-    /// Who waits for the answers of the gates.
-    replies: BTreeMap<Ticket, Reply>,
-    next_ticket: Ticket,
     tips: Tips,
     pub(super) standing: Standing,
     /// Tells whether writers are refused.
@@ -48,12 +45,6 @@ pub(super) enum Standing {
     Damaged,
     /// It takes nothing more, and what was being written may be there or not.
     Failed(String),
-}
-
-pub(super) enum Reply {
-    Add { adder: u32, written: Written, outcomes: Outcomes, room: Arc<OwnedSemaphorePermit> },
-    Fence(oneshot::Sender<Result<Option<EntryId>, Refusal>>),
-    Delete(oneshot::Sender<Result<(), Refusal>>),
 }
 
 /// How an owner has ended.
@@ -76,11 +67,9 @@ impl Owner {
             read_only,
             ledgers,
             indexing,
-            log,
+            effects: Effects::new(log),
             reader,
             upkeep: Upkeep::default(),
-            replies: BTreeMap::new(),
-            next_ticket: 0,
             tips: Tips::default(),
             standing: if damaged { Standing::Damaged } else { Standing::Sound },
         }
@@ -136,7 +125,7 @@ impl Owner {
     /// Waits until the log has written everything, and the index has it, so that the next start
     /// reads nothing.
     async fn finish(mut self, mut completions: Completions<Token>) {
-        while !self.replies.is_empty() {
+        while !self.effects.is_done() {
             match completions.next().await {
                 Ok(Some(batch)) => self.on_durable(Some(batch)),
                 Ok(None) => break,
@@ -156,19 +145,10 @@ impl Owner {
 
     async fn on_command(&mut self, command: Command) {
         match command {
-            Command::Add { ledger, adder, batch, outcomes, room } => {
-                let Batch { add, confirmed } = batch;
-                if let Some(add) = add {
-                    self.add(ledger, &adder, add, (outcomes, room)).await;
+            Command::Add { lot, outcomes, room } => {
+                for batch in lot {
+                    self.on_batch(batch, (&outcomes, &room)).await;
                 }
-                // It may be told when the ledger is not in memory any more.
-                if let Some(confirmed) = confirmed
-                    && self.load(ledger).await.is_ok()
-                    && let Some(ledger) = self.ledgers.get_mut(ledger)
-                {
-                    ledger.gate.on_confirmed(&adder, confirmed);
-                }
-                self.tips.tell(ledger, &self.ledgers);
             }
             Command::Fence { ledger, fenced } => {
                 let reply = Reply::Fence(fenced);
@@ -181,7 +161,7 @@ impl Owner {
                 {
                     return reply.send(Answer::Refused(Refusal::ReadOnly(why.clone())));
                 }
-                self.feed(ledger, reply, |gate, ticket| gate.on_fence(ticket));
+                self.feed(ledger, reply, Gate::on_fence);
             }
             Command::State { ledger, state } => {
                 let known = self.ledgers.get(ledger).map(|ledger| State {
@@ -221,22 +201,40 @@ impl Owner {
         Ok(())
     }
 
+    async fn on_batch(&mut self, batch: Batch, (outcomes, room): (&Outcomes, &Room)) {
+        let Batch { ledger, by, adder, add, confirmed } = batch;
+        let loaded = match self.let_in(&by) {
+            // What is confirmed may be told when the ledger is not in memory any more.
+            Ok(()) => self.load(ledger).await,
+            refused => refused,
+        };
+        if let Some(Add { run, mut sequence }) = add {
+            let reply = |run: &Run| {
+                let sequences = sequence..sequence + run.entries().len() as u64;
+                sequence = sequences.end;
+                let entries = (run.first().id(), run.last().id());
+                let (outcomes, room) = (outcomes.clone(), Arc::clone(room));
+                Reply::Add { adder, written: Written { entries, sequences }, outcomes, room }
+            };
+            self.add((ledger, loaded), &by, run, reply).await;
+        }
+        if let Some(confirmed) = confirmed
+            && let Some(ledger) = self.ledgers.get_mut(ledger)
+        {
+            ledger.gate.on_confirmed(&by, confirmed);
+        }
+        self.tips.tell(ledger, &self.ledgers);
+    }
+
+    /// Adds entries to a ledger if it is in memory.
     async fn add(
         &mut self,
-        ledger: LedgerId,
-        adder: &Adder,
-        add: Add,
-        (outcomes, room): (Outcomes, Arc<OwnedSemaphorePermit>),
+        (ledger, loaded): (LedgerId, Result<(), Refusal>),
+        by: &Adder,
+        run: Run,
+        mut reply: impl FnMut(&Run) -> Reply,
     ) {
-        let Add { run, adder: number, mut sequence } = add;
-        let mut reply = |run: &Run| {
-            let sequences = sequence..sequence + run.entries().len() as u64;
-            sequence = sequences.end;
-            let entries = (run.first().id(), run.last().id());
-            let (outcomes, room) = (outcomes.clone(), Arc::clone(&room));
-            Reply::Add { adder: number, written: Written { entries, sequences }, outcomes, room }
-        };
-        let stored = match self.let_in(adder) {
+        let stored = match loaded {
             Ok(()) => self.stored(ledger, &run).await,
             Err(refusal) => Err(refusal),
         };
@@ -244,8 +242,7 @@ impl Owner {
             Err(refusal) => reply(&run).send(Answer::Refused(refusal)),
             Ok(None) => {
                 let reply = reply(&run);
-                let add =
-                    |gate: &mut Gate, ticket| gate.on_add(ticket, adder, run, Stored::Nothing);
+                let add = |gate: &mut Gate, ticket| gate.on_add(ticket, by, run, Stored::Nothing);
                 self.feed(ledger, reply, add);
             }
             // Some of it is there: each entry by itself.
@@ -257,9 +254,7 @@ impl Owner {
                     };
                     let run = Run::from(entry.clone());
                     let reply = reply(&run);
-                    self.feed(ledger, reply, |gate, ticket| {
-                        gate.on_add(ticket, adder, run, stored)
-                    });
+                    self.feed(ledger, reply, |gate, ticket| gate.on_add(ticket, by, run, stored));
                 }
             }
         }
@@ -276,14 +271,13 @@ impl Owner {
         }
     }
 
-    /// Gets a ledger into memory, and finds which entries of a run are on disk; none if none of
-    /// them is, which needs no look if they are above all that are.
+    /// Finds which entries of a run are on disk; none if none of them is, which needs no look if
+    /// they are above all that are. The ledger is in memory.
     async fn stored(
         &mut self,
         ledger: LedgerId,
         run: &Run,
     ) -> Result<Option<Vec<Option<Place>>>, Refusal> {
-        self.load(ledger).await?;
         let known = self.ledgers.get(ledger);
         if known.and_then(Ledger::last) < Some(run.first().id()) {
             return Ok(None);
@@ -304,11 +298,9 @@ impl Owner {
         reply: Reply,
         question: impl FnOnce(&mut Gate, Ticket),
     ) {
-        let ticket = self.ticket(reply);
-        if let Some(ledger) = self.ledgers.get_mut(ledger) {
-            question(&mut ledger.gate, ticket);
+        if let Some(known) = self.ledgers.get_mut(ledger) {
+            self.effects.feed((ledger, known), reply, question);
         }
-        self.act(ledger);
     }
 
     /// Compares an entry with the copy that is on disk.
@@ -334,8 +326,9 @@ impl Owner {
                     if !self.tips.is_empty() {
                         moved.insert(id);
                     }
-                    self.ledgers.on_durable(id, &record, &places);
-                    self.act(id);
+                    if let Some(ledger) = self.ledgers.on_durable(id, &record, &places) {
+                        self.effects.act(id, ledger);
+                    }
                 }
                 Token::Upkeep(token) => self.on_kept_up(token, &places),
             }
@@ -373,8 +366,8 @@ impl Owner {
         for id in self.ledgers.ids() {
             if let Some(ledger) = self.ledgers.get_mut(id) {
                 ledger.gate.on_log_failed(why);
+                self.effects.act(id, ledger);
             }
-            self.act(id);
         }
         self.upkeep.on_failed();
         self.standing = Standing::Failed(why.to_owned());
@@ -385,57 +378,12 @@ impl Owner {
         self.fail(&failed.to_string());
     }
 
-    /// Does what a ledger's gate wants.
-    fn act(&mut self, id: LedgerId) {
-        while let Some(action) = self.ledgers.get_mut(id).and_then(Ledger::next_action) {
-            match action {
-                Action::Write(record) => {
-                    let (kind, payloads) = record::encode(id, &record);
-                    self.log.push(Append { kind, payloads, token: Token::Gate(id, record) });
-                }
-                Action::Answer(ticket, answer) => {
-                    if let Some(reply) = self.replies.remove(&ticket) {
-                        reply.send(answer);
-                    }
-                }
-            }
-        }
-    }
-
-    fn ticket(&mut self, reply: Reply) -> Ticket {
-        self.next_ticket += 1;
-        self.replies.insert(self.next_ticket, reply);
-        self.next_ticket
-    }
-
     /// Says of an entry that is not in the index what can be said with certainty.
     fn missing(&self) -> Refusal {
         match &self.standing {
             Standing::Sound => Refusal::Absent,
             Standing::Damaged => Refusal::Unknown("its log is damaged".to_owned()),
             Standing::Failed(why) => Refusal::Unknown(why.clone()),
-        }
-    }
-}
-
-impl Reply {
-    fn send(self, answer: Answer) {
-        match self {
-            Self::Add { adder, written, outcomes, room } => {
-                let result = answer.done().map(|()| written);
-                // The stream may be gone.
-                let _ = outcomes.send(Outcome { adder, result, _room: Some(room) });
-            }
-            Self::Fence(fenced) => {
-                let _ = fenced.send(match answer {
-                    Answer::Fenced { last_add_confirmed } => Ok(last_add_confirmed),
-                    Answer::Refused(refusal) => Err(refusal),
-                    _ => Err(Refusal::Unknown("no fence was asked for".to_owned())),
-                });
-            }
-            Self::Delete(deleted) => {
-                let _ = deleted.send(answer.done());
-            }
         }
     }
 }

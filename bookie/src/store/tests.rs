@@ -76,10 +76,18 @@ impl World {
         let (outcomes, happened) = mpsc::unbounded_channel();
         let run = Run::new(entries).unwrap();
         let ledger = run.first().header().ledger;
-        let add = Some(Add { run, adder: 0, sequence: 0 });
-        let batch = Batch { add, confirmed: None };
-        self.store.add(ledger, by, batch, &outcomes).await.unwrap();
+        let add = Some(Add { run, sequence: 0 });
+        let batch = Batch { ledger, by: by.clone(), adder: 0, add, confirmed: None };
+        self.store.add(&mut vec![batch], &outcomes).await.unwrap();
         happened
+    }
+
+    /// Tells the last add confirmed by itself.
+    async fn tell(&self, ledger: u64, by: Arc<Adder>, confirmed: u64) {
+        let (outcomes, _happened) = mpsc::unbounded_channel();
+        let (ledger, confirmed) = (self::ledger(ledger), Some(EntryId::new(confirmed)));
+        let batch = Batch { ledger, by, adder: 0, add: None, confirmed };
+        self.store.add(&mut vec![batch], &outcomes).await.unwrap();
     }
 
     async fn read(&self, ledger: u64, id: u64) -> Result<Entry, Refusal> {
@@ -286,10 +294,8 @@ async fn what_is_confirmed_after_a_ledger_left_the_memory_is_told() {
     for id in 0..10 * RECENT_ENTRIES_MAX as u64 {
         world.add(&writer(1), &entry(8, id, "b")).await.unwrap();
     }
-    let (outcomes, _happened) = mpsc::unbounded_channel();
+    world.tell(7, writer(1), 0).await;
     let confirmed = Some(EntryId::new(0));
-    let batch = Batch { add: None, confirmed };
-    world.store.add(ledger(7), &writer(1), batch, &outcomes).await.unwrap();
     let told = |tip: &Tip| tip.confirmed == confirmed && tip.durable == confirmed;
     tokio::time::timeout(std::time::Duration::from_secs(10), tip.wait_for(told))
         .await
@@ -310,17 +316,15 @@ async fn a_tip_tells_what_is_confirmed_and_what_is_durable() {
     let now = *tip.borrow_and_update();
     assert_eq!((now.confirmed, now.durable), (Some(EntryId::new(1)), Some(EntryId::new(2))));
 
-    let (outcomes, _happened) = mpsc::unbounded_channel();
-    let says = |confirmed| Batch { confirmed: Some(EntryId::new(confirmed)), ..Batch::default() };
-    world.store.add(ledger(7), &writer(2), says(9), &outcomes).await.unwrap();
-    world.store.add(ledger(7), &writer(1), says(2), &outcomes).await.unwrap();
+    world.tell(7, writer(2), 9).await;
+    world.tell(7, writer(1), 2).await;
     tip.changed().await.unwrap();
     let now = *tip.borrow_and_update();
     assert_eq!((now.confirmed, now.durable), (Some(EntryId::new(2)), Some(EntryId::new(2))));
     assert!(*world.store.follow(ledger(7)).await.unwrap().borrow() == now);
 
     // It is of no use to say so twice.
-    world.store.add(ledger(7), &writer(1), says(2), &outcomes).await.unwrap();
+    world.tell(7, writer(1), 2).await;
     world.store.state(ledger(7)).await.unwrap();
     assert!(!tip.has_changed().unwrap());
     drop(world);

@@ -14,8 +14,9 @@ use inkfast_protocol::{EntryId, LedgerId, Refusal};
 use tokio::sync::oneshot;
 
 use super::checkpoint::Indexed;
+use super::effects::Reply;
 use super::ledgers::Ledger;
-use super::owner::{self, Owner, Reply, Standing};
+use super::owner::{self, Owner, Standing};
 use super::{Store, stopped};
 use crate::index::{Index, SegmentInfo};
 use crate::log::{Append, Place, SegmentNumber};
@@ -227,7 +228,7 @@ impl Owner {
 
     fn write(&self, append: Append<Token>) {
         let Append { kind, payloads, token } = append;
-        self.log.push(Append { kind, payloads, token: owner::Token::Upkeep(token) });
+        self.effects.log.push(Append { kind, payloads, token: owner::Token::Upkeep(token) });
     }
 
     pub(super) fn on_kept_up(&mut self, token: Token, places: &[Place]) {
@@ -260,8 +261,8 @@ impl Owner {
         for (&number, info) in &indexed.segments {
             let is_dead = info.is_dead() && number < indexed.growing;
             if is_dead && self.upkeep.dropping.insert(number) {
-                self.log
-                    .push(Append::dropping(number, owner::Token::Upkeep(Token::Dropped(number))));
+                let token = owner::Token::Upkeep(Token::Dropped(number));
+                self.effects.log.push(Append::dropping(number, token));
             }
         }
     }

@@ -145,9 +145,10 @@ fn entry(ledger: u64, entry: u64) -> Entry {
 
 async fn add(home: &Home, by: &Arc<Adder>, id: u64, number: u64) -> Result<(), Refusal> {
     let (outcomes, mut happened) = mpsc::unbounded_channel();
-    let add = Add { run: entry(id, number).into(), adder: 0, sequence: 0 };
-    let batch = Batch { add: Some(add), confirmed: None };
-    home.add(ledger(id), by, batch, &outcomes).await?;
+    let add = Some(Add { run: entry(id, number).into(), sequence: 0 });
+    let batch = Batch { ledger: ledger(id), by: by.clone(), adder: 0, add, confirmed: None };
+    home.let_in(by)?;
+    home.store().add(&mut vec![batch], &outcomes).await?;
     happened.recv().await.unwrap().result.map(drop)
 }
 

@@ -59,9 +59,10 @@ pub struct Run(Arc<[Entry]>);
 
 impl Run {
     /// Makes a run of entries in ascending order; none if there is no entry, or not in order.
-    pub fn new(entries: Vec<Entry>) -> Option<Self> {
+    pub fn new(entries: impl IntoIterator<Item = Entry>) -> Option<Self> {
+        let entries: Arc<[Entry]> = entries.into_iter().collect();
         let is_sorted = entries.is_sorted_by(|one, next| one.id() < next.id());
-        (is_sorted && !entries.is_empty()).then(|| Self(entries.into()))
+        (is_sorted && !entries.is_empty()).then_some(Self(entries))
     }
 
     /// Returns the entries.

@@ -1,9 +1,10 @@
 //! Streams of adds that many ledgers share.
 
-use inkfast_protocol::messages::{Added, AddsRefused, encode_adder};
+use inkfast_protocol::messages::{ADDERS_MAX, Added, AddsRefused, encode_adder};
 
 use super::*;
 use crate::disk::Space;
+use crate::service::adds::Adding;
 
 /// What a bookie says of adds.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ impl Client {
     async fn add(&mut self, adder: u32, ledger: u64, ids: impl IntoIterator<Item = u64>) {
         self.number(kind::ADDER, adder).await;
         for id in ids {
-            let body = small(ledger, id).bytes().clone();
+            let body = entry_of(ledger, id, 1000).bytes().clone();
             self.send(Frame { kind: kind::ENTRY, body }).await;
         }
     }
@@ -80,17 +81,6 @@ impl Client {
             }
         }
     }
-}
-
-fn small(ledger: u64, id: u64) -> Entry {
-    let header = EntryHeader {
-        ledger: LedgerId::new(ledger).unwrap(),
-        entry: EntryId::new(id),
-        last_add_confirmed: None,
-        length: 0,
-        written_at_ms: 0,
-    };
-    Entry::encode(header, &[b'x'; 1000])
 }
 
 #[tokio::test]
@@ -132,6 +122,22 @@ async fn what_makes_no_sense_ends_the_stream() {
         let Said::Ended(why) = client.said().await else { panic!("it is refused") };
         assert!(why.contains(expected), "{why}");
     }
+}
+
+#[tokio::test]
+async fn refusals_that_nobody_reads_are_bounded() {
+    let (outcomes, mut happened) = mpsc::unbounded_channel();
+    let mut adding = Adding::new(stores(0).await, outcomes);
+    let impossible = |adder| OpenAdds { adder, ledger: u64::MAX, ..OpenAdds::default() };
+    let many = u32::try_from(ADDERS_MAX).unwrap();
+    for adder in 0..many {
+        adding.open(&impossible(adder)).await.unwrap();
+    }
+    let ended = adding.open(&impossible(many)).await.unwrap_err().to_string();
+    assert!(ended.contains("must be read"), "{ended}");
+    // One is read.
+    drop(happened.recv().await);
+    adding.open(&impossible(many + 1)).await.unwrap();
 }
 
 #[tokio::test]

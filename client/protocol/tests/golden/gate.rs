@@ -72,7 +72,7 @@ impl goldenscript::Runner for Bookie {
             Input::Add { entry: id, to, by, data, lac } => {
                 let payload = data.clone().unwrap_or_default();
                 let entry = |id| entry(id, *lac, payload.len() as u64, payload.as_bytes());
-                let run = Run::new((*id..=to.unwrap_or(*id)).map(entry).collect());
+                let run = Run::new((*id..=to.unwrap_or(*id)).map(entry));
                 let run = run.ok_or("an empty run")?;
                 let stored = run.entries().iter().map(|entry| self.disk.stored(entry));
                 let stored = stored.reduce(|one, other| {
