@@ -56,7 +56,7 @@ pub(crate) enum Entries {
 }
 
 /// What to load the cluster with.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct Load {
     /// How large each entry is
     #[arg(long, value_name = "N", default_value_t = 1024)]

@@ -102,7 +102,7 @@ fn refuse(config: bool, command: &str) -> Result<(), Failure> {
 }
 
 /// How the entries of a new ledger are spread.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct Spread {
     /// Over how many bookies the ledger is spread
     #[arg(long, value_name = "E", default_value_t = Replication::DEFAULT.ensemble())]

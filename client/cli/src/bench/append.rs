@@ -15,8 +15,15 @@ use super::pace::Pace;
 use super::{AT_ONCE, Load, Measured, histogram, record};
 use crate::Failure;
 
-/// Appends to the ledgers in turn for as long as the load says, and closes them.
+/// Appends to the ledgers in turn for as long as the load says, and closes them. It is a task, as
+/// those of applications mostly are: for any other thread each wake-up would cost as much as an
+/// append.
 pub(super) async fn measure(load: &Load, writers: Vec<LedgerWriter>) -> Result<Measured, Failure> {
+    let measured = tokio::spawn(append_in_turn(load.clone(), writers)).await;
+    measured.map_err(|error| Failure::Failed(format!("the bench has stopped: {error}")))?
+}
+
+async fn append_in_turn(load: Load, writers: Vec<LedgerWriter>) -> Result<Measured, Failure> {
     let payload = Bytes::from(vec![b'x'; load.entry_bytes]);
     // Has connections and streams in place before the clock starts.
     let begin = async |writer: &LedgerWriter| writer.append(payload.clone()).await?.await;
