@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -83,25 +83,31 @@ impl Reader {
             return Ok(Bytes::copy_from_slice(&payload));
         }
         let files = self.files.clone();
-        let mut read = self.executor.run(move || files.read_many(&[place])).await;
-        read.pop().expect("each place has an outcome")
+        let mut read = self.executor.run(move || files.read_many(&[place], 0)).await;
+        read.pop().expect("each place has an outcome").map(BytesMut::freeze)
     }
 
     /// Reads many payloads in one turn of the executor, each with an outcome of its own, in the
     /// order of the places. The caller limits how much it asks for: the payloads may share memory,
     /// and take no other.
-    pub async fn read_many(&self, places: Vec<Place>) -> Vec<Result<Bytes, ReadError>> {
+    ///
+    /// Each stands behind so many zeros, which the caller may fill.
+    pub async fn read_many(
+        &self,
+        places: Vec<Place>,
+        zeros: usize,
+    ) -> Vec<Result<BytesMut, ReadError>> {
         let found = self.recent.find(&places);
-        let mut copies = Copies::new(found.iter().flatten().map(Bytes::len).sum());
+        let mut copies = Copies::new(found.iter().flatten().map(Bytes::len), zeros);
         let copied = found.iter().map(|found| found.as_ref().map(|it| Ok(copies.add(it))));
-        let mut read: Vec<Option<Result<Bytes, ReadError>>> = copied.collect();
+        let mut read: Vec<Option<Result<BytesMut, ReadError>>> = copied.collect();
         let others = places.into_iter().zip(&read).filter(|(_, read)| read.is_none());
         let others: Vec<Place> = others.map(|(place, _)| place).collect();
         if !others.is_empty() {
             // Nobody closes the semaphore, so the turn always comes.
             let _turn = self.turns.acquire().await;
             let files = self.files.clone();
-            let others = self.executor.run(move || files.read_many(&others)).await;
+            let others = self.executor.run(move || files.read_many(&others, zeros)).await;
             let missing = read.iter_mut().filter(|read| read.is_none());
             missing.zip(others).for_each(|(missing, other)| *missing = Some(other));
         }
@@ -138,8 +144,9 @@ struct Files {
 }
 
 impl Files {
-    fn read_many(&self, places: &[Place]) -> Vec<Result<Bytes, ReadError>> {
-        let mut copies = Copies::new(places.iter().map(|place| place.payload_bytes as usize).sum());
+    fn read_many(&self, places: &[Place], zeros: usize) -> Vec<Result<BytesMut, ReadError>> {
+        let payloads = places.iter().map(|place| place.payload_bytes as usize);
+        let mut copies = Copies::new(payloads, zeros);
         let mut read = Vec::with_capacity(places.len());
         let mut rest = places;
         while !rest.is_empty() {
@@ -155,7 +162,7 @@ impl Files {
         &self,
         run: &[Place],
         copies: &mut Copies,
-        read: &mut Vec<Result<Bytes, ReadError>>,
+        read: &mut Vec<Result<BytesMut, ReadError>>,
     ) {
         let (start, end) = (run[0].offset, end(run[run.len() - 1]));
         let stored = self.segment(run[0].segment).ok().and_then(|segment| {
@@ -167,13 +174,13 @@ impl Files {
                 let stored = &stored.bytes()[(place.offset - start) as usize..];
                 payload(segment, *place, stored).map(|payload| copies.add(payload))
             });
-            read.push(payload.map_or_else(|| self.read_again(*place), Ok));
+            read.push(payload.map_or_else(|| self.read_again(*place, copies), Ok));
         }
     }
 
     /// Reads a record from the disk, whatever the system's cache has: if the cache was filled while
     /// its page was written, it may have the page as it was before.
-    fn read_again(&self, place: Place) -> Result<Bytes, ReadError> {
+    fn read_again(&self, place: Place, copies: &mut Copies) -> Result<BytesMut, ReadError> {
         let segment = self.segment(place.segment)?;
         let (start, stored) = match read_past_cache(&segment, place.offset, end(place)) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -182,7 +189,9 @@ impl Files {
             result => result.map_err(LogError::io("read", place.segment))?,
         };
         let payload = payload(&segment, place, &stored.bytes()[(place.offset - start) as usize..]);
-        payload.map(Bytes::copy_from_slice).ok_or_else(|| corrupt(place.segment, place.offset))
+        payload
+            .map(|payload| copies.add(payload))
+            .ok_or_else(|| corrupt(place.segment, place.offset))
     }
 
     fn segment(&self, number: SegmentNumber) -> Result<Arc<Segment>, ReadError> {
@@ -271,18 +280,24 @@ fn payload<'a>(segment: &Segment, place: Place, stored: &'a [u8]) -> Option<&'a 
     is_sound.then(|| &stored[HEADER_BYTES..HEADER_BYTES + place.payload_bytes as usize])
 }
 
-/// Memory for payloads that are given out together.
-struct Copies(BytesMut);
+/// Memory for payloads that are given out together, each behind so many zeros.
+struct Copies {
+    memory: BytesMut,
+    zeros: usize,
+}
 
 impl Copies {
-    fn new(bytes: usize) -> Self {
-        Self(BytesMut::with_capacity(bytes))
+    /// Makes room for payloads that are so long.
+    fn new(payloads: impl Iterator<Item = usize>, zeros: usize) -> Self {
+        let bytes = payloads.map(|bytes| zeros + bytes).sum();
+        Self { memory: BytesMut::with_capacity(bytes), zeros }
     }
 
     /// Copies a payload. All together must not be more than there is room for.
-    fn add(&mut self, payload: &[u8]) -> Bytes {
-        self.0.extend_from_slice(payload);
-        self.0.split().freeze()
+    fn add(&mut self, payload: &[u8]) -> BytesMut {
+        self.memory.put_bytes(0, self.zeros);
+        self.memory.extend_from_slice(payload);
+        self.memory.split()
     }
 }
 
