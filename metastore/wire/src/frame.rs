@@ -324,6 +324,7 @@ impl Decoder {
                 }
                 return Ok(Some(cut(frame)));
             }
+            self.gather(end);
         }
         self.gather(LENGTH_BYTES);
         let Some(length) = self.partial.first_chunk() else { return Ok(None) };
