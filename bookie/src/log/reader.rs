@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::Semaphore;
@@ -29,6 +29,8 @@ const SEGMENTS_OPEN_MAX: usize = 256;
 const TURNS_MAX: usize = 4;
 /// The most that one access to the disk reads of several records.
 const ACCESS_BYTES_MAX: u32 = 1 << 20;
+/// What such an access takes, from the beginning of a block to the end of one.
+const BUFFER_BYTES: usize = ACCESS_BYTES_MAX as usize + 2 * BLOCK_BYTES;
 /// The least that is read past the system's cache: who reads so much at once is catching up, and
 /// will not ask for it again. To fill the cache would cost more than all else that is done with it.
 const DIRECT_BYTES_MIN: u32 = 64 << 10;
@@ -72,7 +74,7 @@ impl Reader {
     ///
     /// What was written last takes so much memory.
     pub fn new(disk: Arc<dyn Disk>, log: Uuid, executor: Executor, recent_bytes: usize) -> Self {
-        let files = Arc::new(Files { disk, log, open: Mutex::default() });
+        let files = Arc::new(Files { disk, log, open: Mutex::default(), spare: Mutex::default() });
         let recent = Arc::new(Recent::new(recent_bytes));
         Self { files, recent, executor, turns: Arc::new(Semaphore::new(TURNS_MAX)) }
     }
@@ -141,6 +143,9 @@ struct Files {
     disk: Arc<dyn Disk>,
     log: Uuid,
     open: Mutex<BTreeMap<SegmentNumber, Arc<Segment>>>,
+    /// What was read into, to be used again: to make another would be to fill it with zeros first.
+    /// There are at most [`TURNS_MAX`], each of [`BUFFER_BYTES`].
+    spare: Mutex<Vec<Buffer>>,
 }
 
 impl Files {
@@ -166,7 +171,7 @@ impl Files {
     ) {
         let (start, end) = (run[0].offset, end(run[run.len() - 1]));
         let stored = self.segment(run[0].segment).ok().and_then(|segment| {
-            let (start, stored) = read_between(&segment, start, end).ok()?;
+            let (start, stored) = self.read_between(&segment, start, end).ok()?;
             Some((segment, start, stored))
         });
         for place in run {
@@ -176,13 +181,16 @@ impl Files {
             });
             read.push(payload.map_or_else(|| self.read_again(*place, copies), Ok));
         }
+        if let Some((.., buffer)) = stored {
+            self.put_aside(buffer);
+        }
     }
 
     /// Reads a record from the disk, whatever the system's cache has: if the cache was filled while
     /// its page was written, it may have the page as it was before.
     fn read_again(&self, place: Place, copies: &mut Copies) -> Result<BytesMut, ReadError> {
         let segment = self.segment(place.segment)?;
-        let (start, stored) = match read_past_cache(&segment, place.offset, end(place)) {
+        let (start, stored) = match self.read_past_cache(&segment, place.offset, end(place)) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(corrupt(place.segment, place.offset));
             }
@@ -223,34 +231,54 @@ impl Files {
 }
 
 impl Files {
+    /// Reads what is between two offsets; some more is read before it if it is much. Returns where
+    /// that begins too.
+    fn read_between(&self, segment: &Segment, start: u32, end: u32) -> io::Result<(u32, Buffer)> {
+        if end - start < DIRECT_BYTES_MIN {
+            let mut buffer = Buffer::zeros((end - start) as usize);
+            segment.file.read_at(start.into(), buffer.bytes_mut())?;
+            return Ok((start, buffer));
+        }
+        self.read_past_cache(segment, start, end)
+    }
+
+    /// Reads what is between two offsets as the disk has it, and some more before it. Returns where
+    /// that begins too. What is behind the end is not told.
+    fn read_past_cache(
+        &self,
+        segment: &Segment,
+        start: u32,
+        end: u32,
+    ) -> io::Result<(u32, Buffer)> {
+        let start = start - start % BLOCK;
+        let bytes = (end - start).next_multiple_of(BLOCK) as usize;
+        let mut buffer = match bytes {
+            ..=BUFFER_BYTES => self.spare().pop().unwrap_or_else(|| Buffer::zeros(BUFFER_BYTES)),
+            _ => Buffer::zeros(bytes),
+        };
+        let read = segment.file.read_blocks(start.into(), &mut buffer.bytes_mut()[..bytes])?;
+        if read < (end - start) as usize {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok((start, buffer))
+    }
+
+    fn put_aside(&self, buffer: Buffer) {
+        let mut spare = self.spare();
+        if buffer.bytes().len() == BUFFER_BYTES && spare.len() < TURNS_MAX {
+            spare.push(buffer);
+        }
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<Buffer>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says whether there is no segment of this number any more.
     fn is_gone(&self, number: SegmentNumber) -> bool {
         let opened = self.disk.open(&number.to_string());
         opened.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
-}
-
-/// Reads what is between two offsets; some more is read before and behind it if it is much.
-/// Returns where that begins too.
-fn read_between(segment: &Segment, start: u32, end: u32) -> io::Result<(u32, Buffer)> {
-    if end - start < DIRECT_BYTES_MIN {
-        let mut buffer = Buffer::zeros((end - start) as usize);
-        segment.file.read_at(start.into(), buffer.bytes_mut())?;
-        return Ok((start, buffer));
-    }
-    read_past_cache(segment, start, end)
-}
-
-/// Reads what is between two offsets as the disk has it, and some more before it. Returns where that
-/// begins too.
-fn read_past_cache(segment: &Segment, start: u32, end: u32) -> io::Result<(u32, Buffer)> {
-    let start = start - start % BLOCK;
-    let mut buffer = Buffer::zeros((end - start).next_multiple_of(BLOCK) as usize);
-    let read = segment.file.read_blocks(start.into(), buffer.bytes_mut())?;
-    if read < (end - start) as usize {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok((start, buffer))
 }
 
 /// Tells how many places, from the first on, are read with one access.
