@@ -166,6 +166,7 @@ async fn much_is_read_past_the_cache() {
     assert_read(&reader, &all[..1].to_vec()).await;
     assert_eq!(disk.reads() - before, 3);
     // What was read into the same memory before is not taken for what is there now.
+    assert_read(&reader, &all).await;
     disk.open(&name(1)).unwrap().set_len(all[50].0.offset.into()).unwrap();
     let read = reader.read_many(places(&all), 0).await;
     assert!(read.iter().enumerate().all(|(index, read)| read.is_ok() == (index < 50)));
