@@ -21,7 +21,7 @@ use crate::tail::{self, Deliver};
 
 /// How often one may ask a bookie while questions wait for it: as many as the protocol's reader has
 /// entries under way, and more.
-const QUESTIONS_MAX: usize = 4096;
+const QUESTIONS_MAX: usize = 8192;
 /// How many lots of answers may wait for the reader, each what a stream has taken at once. Then the
 /// streams wait, and with them the bookies.
 const ANSWERS_MAX: usize = 16;

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -29,6 +29,8 @@ const SEGMENTS_OPEN_MAX: usize = 256;
 const TURNS_MAX: usize = 4;
 /// The most that one access to the disk reads of several records.
 const ACCESS_BYTES_MAX: u32 = 1 << 20;
+/// What such an access takes, from the beginning of a block to the end of one.
+const BUFFER_BYTES: usize = ACCESS_BYTES_MAX as usize + 2 * BLOCK_BYTES;
 /// The least that is read past the system's cache: who reads so much at once is catching up, and
 /// will not ask for it again. To fill the cache would cost more than all else that is done with it.
 const DIRECT_BYTES_MIN: u32 = 64 << 10;
@@ -72,7 +74,7 @@ impl Reader {
     ///
     /// What was written last takes so much memory.
     pub fn new(disk: Arc<dyn Disk>, log: Uuid, executor: Executor, recent_bytes: usize) -> Self {
-        let files = Arc::new(Files { disk, log, open: Mutex::default() });
+        let files = Arc::new(Files { disk, log, open: Mutex::default(), spare: Mutex::default() });
         let recent = Arc::new(Recent::new(recent_bytes));
         Self { files, recent, executor, turns: Arc::new(Semaphore::new(TURNS_MAX)) }
     }
@@ -83,25 +85,31 @@ impl Reader {
             return Ok(Bytes::copy_from_slice(&payload));
         }
         let files = self.files.clone();
-        let mut read = self.executor.run(move || files.read_many(&[place])).await;
-        read.pop().expect("each place has an outcome")
+        let mut read = self.executor.run(move || files.read_many(&[place], 0)).await;
+        read.pop().expect("each place has an outcome").map(BytesMut::freeze)
     }
 
     /// Reads many payloads in one turn of the executor, each with an outcome of its own, in the
     /// order of the places. The caller limits how much it asks for: the payloads may share memory,
     /// and take no other.
-    pub async fn read_many(&self, places: Vec<Place>) -> Vec<Result<Bytes, ReadError>> {
+    ///
+    /// Each stands behind so many zeros, which the caller may fill.
+    pub async fn read_many(
+        &self,
+        places: Vec<Place>,
+        zeros: usize,
+    ) -> Vec<Result<BytesMut, ReadError>> {
         let found = self.recent.find(&places);
-        let mut copies = Copies::new(found.iter().flatten().map(Bytes::len).sum());
+        let mut copies = Copies::new(found.iter().flatten().map(Bytes::len), zeros);
         let copied = found.iter().map(|found| found.as_ref().map(|it| Ok(copies.add(it))));
-        let mut read: Vec<Option<Result<Bytes, ReadError>>> = copied.collect();
+        let mut read: Vec<Option<Result<BytesMut, ReadError>>> = copied.collect();
         let others = places.into_iter().zip(&read).filter(|(_, read)| read.is_none());
         let others: Vec<Place> = others.map(|(place, _)| place).collect();
         if !others.is_empty() {
             // Nobody closes the semaphore, so the turn always comes.
             let _turn = self.turns.acquire().await;
             let files = self.files.clone();
-            let others = self.executor.run(move || files.read_many(&others)).await;
+            let others = self.executor.run(move || files.read_many(&others, zeros)).await;
             let missing = read.iter_mut().filter(|read| read.is_none());
             missing.zip(others).for_each(|(missing, other)| *missing = Some(other));
         }
@@ -135,11 +143,15 @@ struct Files {
     disk: Arc<dyn Disk>,
     log: Uuid,
     open: Mutex<BTreeMap<SegmentNumber, Arc<Segment>>>,
+    /// What was read into, to be used again: to make another would be to fill it with zeros first.
+    /// There are at most [`TURNS_MAX`], each of [`BUFFER_BYTES`].
+    spare: Mutex<Vec<Buffer>>,
 }
 
 impl Files {
-    fn read_many(&self, places: &[Place]) -> Vec<Result<Bytes, ReadError>> {
-        let mut copies = Copies::new(places.iter().map(|place| place.payload_bytes as usize).sum());
+    fn read_many(&self, places: &[Place], zeros: usize) -> Vec<Result<BytesMut, ReadError>> {
+        let payloads = places.iter().map(|place| place.payload_bytes as usize);
+        let mut copies = Copies::new(payloads, zeros);
         let mut read = Vec::with_capacity(places.len());
         let mut rest = places;
         while !rest.is_empty() {
@@ -155,11 +167,11 @@ impl Files {
         &self,
         run: &[Place],
         copies: &mut Copies,
-        read: &mut Vec<Result<Bytes, ReadError>>,
+        read: &mut Vec<Result<BytesMut, ReadError>>,
     ) {
         let (start, end) = (run[0].offset, end(run[run.len() - 1]));
         let stored = self.segment(run[0].segment).ok().and_then(|segment| {
-            let (start, stored) = read_between(&segment, start, end).ok()?;
+            let (start, stored) = self.read_between(&segment, start, end).ok()?;
             Some((segment, start, stored))
         });
         for place in run {
@@ -167,22 +179,27 @@ impl Files {
                 let stored = &stored.bytes()[(place.offset - start) as usize..];
                 payload(segment, *place, stored).map(|payload| copies.add(payload))
             });
-            read.push(payload.map_or_else(|| self.read_again(*place), Ok));
+            read.push(payload.map_or_else(|| self.read_again(*place, copies), Ok));
+        }
+        if let Some((.., buffer)) = stored {
+            self.put_aside(buffer);
         }
     }
 
     /// Reads a record from the disk, whatever the system's cache has: if the cache was filled while
     /// its page was written, it may have the page as it was before.
-    fn read_again(&self, place: Place) -> Result<Bytes, ReadError> {
+    fn read_again(&self, place: Place, copies: &mut Copies) -> Result<BytesMut, ReadError> {
         let segment = self.segment(place.segment)?;
-        let (start, stored) = match read_past_cache(&segment, place.offset, end(place)) {
+        let (start, stored) = match self.read_past_cache(&segment, place.offset, end(place)) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(corrupt(place.segment, place.offset));
             }
             result => result.map_err(LogError::io("read", place.segment))?,
         };
         let payload = payload(&segment, place, &stored.bytes()[(place.offset - start) as usize..]);
-        payload.map(Bytes::copy_from_slice).ok_or_else(|| corrupt(place.segment, place.offset))
+        payload
+            .map(|payload| copies.add(payload))
+            .ok_or_else(|| corrupt(place.segment, place.offset))
     }
 
     fn segment(&self, number: SegmentNumber) -> Result<Arc<Segment>, ReadError> {
@@ -214,34 +231,54 @@ impl Files {
 }
 
 impl Files {
+    /// Reads what is between two offsets; some more is read before it if it is much. Returns where
+    /// that begins too.
+    fn read_between(&self, segment: &Segment, start: u32, end: u32) -> io::Result<(u32, Buffer)> {
+        if end - start < DIRECT_BYTES_MIN {
+            let mut buffer = Buffer::zeros((end - start) as usize);
+            segment.file.read_at(start.into(), buffer.bytes_mut())?;
+            return Ok((start, buffer));
+        }
+        self.read_past_cache(segment, start, end)
+    }
+
+    /// Reads what is between two offsets as the disk has it, and some more before it. Returns where
+    /// that begins too. What is behind the end is not told.
+    fn read_past_cache(
+        &self,
+        segment: &Segment,
+        start: u32,
+        end: u32,
+    ) -> io::Result<(u32, Buffer)> {
+        let start = start - start % BLOCK;
+        let bytes = (end - start).next_multiple_of(BLOCK) as usize;
+        let mut buffer = match bytes {
+            ..=BUFFER_BYTES => self.spare().pop().unwrap_or_else(|| Buffer::zeros(BUFFER_BYTES)),
+            _ => Buffer::zeros(bytes),
+        };
+        let read = segment.file.read_blocks(start.into(), &mut buffer.bytes_mut()[..bytes])?;
+        if read < (end - start) as usize {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok((start, buffer))
+    }
+
+    fn put_aside(&self, buffer: Buffer) {
+        let mut spare = self.spare();
+        if buffer.bytes().len() == BUFFER_BYTES && spare.len() < TURNS_MAX {
+            spare.push(buffer);
+        }
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<Buffer>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says whether there is no segment of this number any more.
     fn is_gone(&self, number: SegmentNumber) -> bool {
         let opened = self.disk.open(&number.to_string());
         opened.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
-}
-
-/// Reads what is between two offsets; some more is read before and behind it if it is much.
-/// Returns where that begins too.
-fn read_between(segment: &Segment, start: u32, end: u32) -> io::Result<(u32, Buffer)> {
-    if end - start < DIRECT_BYTES_MIN {
-        let mut buffer = Buffer::zeros((end - start) as usize);
-        segment.file.read_at(start.into(), buffer.bytes_mut())?;
-        return Ok((start, buffer));
-    }
-    read_past_cache(segment, start, end)
-}
-
-/// Reads what is between two offsets as the disk has it, and some more before it. Returns where that
-/// begins too.
-fn read_past_cache(segment: &Segment, start: u32, end: u32) -> io::Result<(u32, Buffer)> {
-    let start = start - start % BLOCK;
-    let mut buffer = Buffer::zeros((end - start).next_multiple_of(BLOCK) as usize);
-    let read = segment.file.read_blocks(start.into(), buffer.bytes_mut())?;
-    if read < (end - start) as usize {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok((start, buffer))
 }
 
 /// Tells how many places, from the first on, are read with one access.
@@ -271,18 +308,24 @@ fn payload<'a>(segment: &Segment, place: Place, stored: &'a [u8]) -> Option<&'a 
     is_sound.then(|| &stored[HEADER_BYTES..HEADER_BYTES + place.payload_bytes as usize])
 }
 
-/// Memory for payloads that are given out together.
-struct Copies(BytesMut);
+/// Memory for payloads that are given out together, each behind so many zeros.
+struct Copies {
+    memory: BytesMut,
+    zeros: usize,
+}
 
 impl Copies {
-    fn new(bytes: usize) -> Self {
-        Self(BytesMut::with_capacity(bytes))
+    /// Makes room for payloads that are so long.
+    fn new(payloads: impl Iterator<Item = usize>, zeros: usize) -> Self {
+        let bytes = payloads.map(|bytes| zeros + bytes).sum();
+        Self { memory: BytesMut::with_capacity(bytes), zeros }
     }
 
     /// Copies a payload. All together must not be more than there is room for.
-    fn add(&mut self, payload: &[u8]) -> Bytes {
-        self.0.extend_from_slice(payload);
-        self.0.split().freeze()
+    fn add(&mut self, payload: &[u8]) -> BytesMut {
+        self.memory.put_bytes(0, self.zeros);
+        self.memory.extend_from_slice(payload);
+        self.memory.split()
     }
 }
 

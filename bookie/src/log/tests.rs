@@ -149,7 +149,7 @@ async fn records_are_replayed_and_read_on_a_real_disk() {
     assert_eq!(expected.len(), 300);
     let reader = Reader::new(disk, LOG, Executor::Threads, 0);
     let places = expected.iter().map(|(place, _)| *place).collect();
-    for (read, (_, payload)) in reader.read_many(places).await.into_iter().zip(&expected) {
+    for (read, (_, payload)) in reader.read_many(places, 0).await.into_iter().zip(&expected) {
         assert_eq!(read.unwrap(), payload);
     }
 }

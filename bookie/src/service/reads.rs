@@ -1,6 +1,6 @@
 //! Streams of reads.
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use inkfast_protocol::messages::{Read, kind};
 use inkfast_protocol::{EntryId, LedgerId, Refusal};
 use inkfast_wire::{Frame, FrameReceiver, FrameSender, Frames, Stream};
@@ -93,13 +93,14 @@ impl BookieService {
     }
 
     /// Reads what was located, as soon as there is room for it, and says of each entry what came
-    /// of it. The room is to be held until that is sent. The caller limits how much it asks for.
+    /// of it, as [`Store::read`]. The room is to be held until that is sent. The caller limits how
+    /// much it asks for.
     pub(super) async fn read_run(
         &self,
         store: &Store,
         ledger: LedgerId,
         run: Vec<Wanted>,
-    ) -> (Vec<Result<Bytes, Refusal>>, Option<SemaphorePermit<'_>>) {
+    ) -> (Vec<Result<BytesMut, Refusal>>, Option<SemaphorePermit<'_>>) {
         let bytes: usize = run.iter().map(bytes).sum();
         let bytes = u32::try_from(bytes.min(UNSENT_BYTES_MAX)).unwrap_or(u32::MAX);
         // Nobody closes the semaphore, so there will be room.
@@ -124,11 +125,11 @@ fn bytes((_, place): &Wanted) -> usize {
     place.as_ref().map_or(0, |place| place.payload_bytes as usize)
 }
 
-fn answers(entries: Vec<Result<Bytes, Refusal>>) -> Frames {
-    let mut frames = Frames::for_bodies(entries.iter().flatten().map(Bytes::len));
+fn answers(entries: Vec<Result<BytesMut, Refusal>>) -> Frames {
+    let mut frames = Frames::default();
     for entry in entries {
         match entry {
-            Ok(entry) => frames.push(kind::ENTRY, &entry),
+            Ok(entry) => frames.push_in_place(kind::ENTRY, entry),
             Err(refusal) => {
                 frames.push(kind::REFUSED, &refusal.to_message().encode_to_vec().into());
             }

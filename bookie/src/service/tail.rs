@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use inkfast_protocol::messages::{Missing, Tail, decode_number, encode_number, kind};
 use inkfast_protocol::{EntryId, LedgerId, Refusal};
-use inkfast_wire::{Frame, FrameSender, Frames, Stream};
+use inkfast_wire::{FRAME_HEADER_BYTES, Frame, FrameSender, Frames, Stream};
 use prost::Message;
 use tokio::sync::watch;
 
@@ -128,17 +128,21 @@ impl BookieService {
             if lane.credit() == 0 {
                 break;
             }
-            let (kind, body) = match entry {
+            let body_bytes = match entry {
                 Ok(entry) => {
-                    lane.entry_bytes = entry.len() as u64;
-                    (kind::ENTRY, entry)
+                    let body_bytes = entry.len() - FRAME_HEADER_BYTES;
+                    lane.entry_bytes = body_bytes as u64;
+                    frames.push_in_place(kind::ENTRY, entry);
+                    body_bytes
                 }
                 Err(refusal) => {
                     let missing = Missing { entry: id.get(), refused: refusal.to_message() };
-                    (kind::MISSING, missing.encode_to_vec().into())
+                    let body = missing.encode_to_vec().into();
+                    frames.push(kind::MISSING, &body);
+                    body.len()
                 }
             };
-            lane.push(kind, &body, &mut frames);
+            lane.step(body_bytes as u64);
         }
         Ok(Unsent { frames, room })
     }
@@ -196,9 +200,9 @@ impl Lane {
         ids.take_while(|id| *id <= last).map(EntryId::new).collect()
     }
 
-    fn push(&mut self, kind: u8, body: &Bytes, frames: &mut Frames) {
-        frames.push(kind, body);
-        self.spent = self.spent.saturating_add(body.len() as u64);
+    /// Goes on to the next entry when one was put into a frame of so many bytes.
+    fn step(&mut self, body_bytes: u64) {
+        self.spent = self.spent.saturating_add(body_bytes);
         self.next = self.next.saturating_add(self.lanes);
     }
 

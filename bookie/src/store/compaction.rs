@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use inkfast_protocol::gate::Record;
 use inkfast_protocol::{EntryId, LedgerId, Refusal};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -162,7 +162,7 @@ impl Compaction<'_> {
         });
         let (some, rest) = entries.split_at(fits.count());
         let places = some.iter().map(|(.., place)| *place).collect();
-        let read = self.store.reader.read_many(places).await;
+        let read = self.store.reader.read_many(places, 0).await;
         let read = some.iter().zip(read);
         let mut by_ledger = BTreeMap::<LedgerId, Vec<(EntryId, Bytes)>>::new();
         for (ledger, entry, bytes) in
@@ -178,7 +178,8 @@ impl Compaction<'_> {
 }
 
 /// An entry that cannot be read stays where it is: it is not absent.
-fn sound(read: Result<Bytes, ReadError>) -> Option<Bytes> {
+fn sound(read: Result<BytesMut, ReadError>) -> Option<Bytes> {
+    let read = read.map(BytesMut::freeze);
     read.inspect_err(|error| tracing::error!(%error, "an entry is not written again")).ok()
 }
 

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use inkfast_protocol::{EntryId, LedgerId, Refusal};
+use inkfast_wire::FRAME_HEADER_BYTES;
 
 use super::Store;
 use crate::log::{Place, ReadError};
@@ -13,14 +14,15 @@ pub(crate) type Wanted = (EntryId, Result<Place, Refusal>);
 
 impl Store {
     /// Reads entries of a ledger that were located, and says of each in order what came of it. The
-    /// caller limits how much it asks for: the entries take no other memory than theirs.
+    /// caller limits how much it asks for: the entries take no other memory than theirs. Each stands
+    /// behind the room for a frame's header.
     pub(crate) async fn read(
         &self,
         ledger: LedgerId,
         wanted: Vec<Wanted>,
-    ) -> Vec<Result<Bytes, Refusal>> {
+    ) -> Vec<Result<BytesMut, Refusal>> {
         let places = wanted.iter().filter_map(|(_, place)| place.as_ref().ok().copied());
-        let read = self.reader.read_many(places.collect()).await;
+        let read = self.reader.read_many(places.collect(), FRAME_HEADER_BYTES).await;
         let mut read: VecDeque<_> = read.into();
         let mut entries = Vec::with_capacity(wanted.len());
         for (entry, place) in wanted {
@@ -42,12 +44,15 @@ impl Store {
         entry: EntryId,
         place: Place,
         error: ReadError,
-    ) -> Result<Bytes, Refusal> {
+    ) -> Result<BytesMut, Refusal> {
         if matches!(error, ReadError::Log(_)) {
             return Err(said(error));
         }
         match self.locate(ledger, vec![entry]).await?.pop() {
-            Some(Ok(now)) if now != place => self.reader.read(now).await.map_err(said),
+            Some(Ok(now)) if now != place => {
+                let read = self.reader.read_many(vec![now], FRAME_HEADER_BYTES).await.pop();
+                read.unwrap_or(Err(error)).map_err(said)
+            }
             Some(Err(refusal)) => Err(refusal),
             Some(Ok(_)) | None => Err(said(error)),
         }

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::BytesMut;
 use inkfast_protocol::{Entry, EntryHeader, WriterId};
+use inkfast_wire::FRAME_HEADER_BYTES;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
@@ -94,9 +96,13 @@ impl World {
         let ids = vec![EntryId::new(id)];
         let place = self.store.locate(self::ledger(ledger), ids).await?.remove(0);
         let wanted = vec![(EntryId::new(id), place)];
-        let bytes = self.store.read(self::ledger(ledger), wanted).await.remove(0)?;
-        Ok(Entry::decode(bytes).unwrap())
+        self.store.read(self::ledger(ledger), wanted).await.remove(0).map(decode)
     }
+}
+
+/// Decodes what was read, behind the room for a frame's header.
+fn decode(read: BytesMut) -> Entry {
+    Entry::decode(read.freeze().slice(FRAME_HEADER_BYTES..)).unwrap()
 }
 
 fn ledger(id: u64) -> LedgerId {

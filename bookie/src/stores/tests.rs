@@ -2,6 +2,7 @@
 
 use inkfast_protocol::gate::Adder;
 use inkfast_protocol::{Entry, EntryHeader, EntryId, WriterId};
+use inkfast_wire::FRAME_HEADER_BYTES;
 use tokio::sync::mpsc;
 
 use super::*;
@@ -98,7 +99,7 @@ impl World {
         let places = home.store().locate(ledger(id), vec![EntryId::new(entry)]).await?;
         let wanted = (EntryId::new(entry), places.into_iter().next().unwrap());
         let read = home.store().read(ledger(id), vec![wanted]).await.remove(0)?;
-        assert_eq!(read, *self::entry(id, entry).bytes());
+        assert_eq!(read[FRAME_HEADER_BYTES..], self::entry(id, entry).bytes()[..]);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use crate::{BookieId, Entry, EntryId, LedgerMetadata, Refusal};
 /// The bytes that a reader holds and cannot deliver yet, at most, and wants to have asked for.
 const AHEAD_BYTES_MAX: usize = 8 << 20;
 /// The entries that a reader has asked for and not delivered, at most.
-const AHEAD_ENTRIES_MAX: usize = 4096;
+const AHEAD_ENTRIES_MAX: usize = 8192;
 /// What an entry is taken to have until one has come.
 const ENTRY_BYTES_GUESS: usize = 64 << 10;
 /// One bookie is asked for so many bytes, about, before it is another's turn: it reads entries that
@@ -193,8 +193,8 @@ impl Reader {
         }
         let largest_bytes = self.largest_bytes.unwrap_or(ENTRY_BYTES_GUESS);
         let ahead = (AHEAD_BYTES_MAX / largest_bytes).clamp(1, AHEAD_ENTRIES_MAX);
-        // Many at a time, when half of what was asked has come: a question each would be dear.
-        if self.asked.len() <= ahead / 2 {
+        // Many at a time, when a quarter of what was asked has come: a question each would be dear.
+        if self.asked.len() <= ahead * 3 / 4 {
             let mut next = EntryId::new(self.lowest.get() + self.asked.len() as u64);
             while self.asked.len() < ahead && next <= self.last && !self.ended {
                 let asked = self.ask(next, Vec::new());

@@ -27,6 +27,9 @@ const CHUNKS_MAX: usize = 32;
 /// The length that precedes each frame.
 const LENGTH_BYTES: usize = 4;
 
+/// The bytes of a frame before its body: length and kind.
+pub const FRAME_HEADER_BYTES: usize = LENGTH_BYTES + 1;
+
 /// The code of a stream that is given up.
 const ABANDONED: VarInt = VarInt::from_u32(0);
 
@@ -59,7 +62,7 @@ impl Frame {
     /// # Panics
     /// If it is larger than [`FRAME_BYTES_MAX`].
     pub fn encode(&self) -> Bytes {
-        let mut bytes = BytesMut::with_capacity(LENGTH_BYTES + 1 + self.body.len());
+        let mut bytes = BytesMut::with_capacity(FRAME_HEADER_BYTES + self.body.len());
         bytes.put_slice(&frame_header(self.kind, self.body.len()));
         bytes.put_slice(&self.body);
         bytes.freeze()
@@ -80,12 +83,6 @@ impl Frames {
         Self { pieces: Vec::new(), last: BytesMut::with_capacity(bytes) }
     }
 
-    /// Gathers frames of bodies that are so long: there is memory for all that are copied.
-    pub fn for_bodies(bodies: impl Iterator<Item = usize>) -> Self {
-        let copied = bodies.filter(|bytes| *bytes <= COPY_BYTES_MAX);
-        Self::with_capacity(copied.map(|bytes| LENGTH_BYTES + 1 + bytes).sum())
-    }
-
     /// Adds a frame.
     ///
     /// # Panics
@@ -98,6 +95,22 @@ impl Frames {
             self.pieces.push(self.last.split().freeze());
             self.pieces.push(body.clone());
         }
+    }
+
+    /// Adds a frame whose body stands behind [`FRAME_HEADER_BYTES`] that are still to be filled.
+    ///
+    /// It is not copied if it follows in memory upon the frame that was added before it, if that
+    /// was split off in front of it, or if it is large.
+    ///
+    /// # Panics
+    /// If there is no room for the header, or the frame is larger than [`FRAME_BYTES_MAX`].
+    pub fn push_in_place(&mut self, kind: u8, mut frame: BytesMut) {
+        let header = frame_header(kind, frame.len() - FRAME_HEADER_BYTES);
+        frame[..FRAME_HEADER_BYTES].copy_from_slice(&header);
+        if frame.len() > COPY_BYTES_MAX {
+            self.cut();
+        }
+        self.last.unsplit(frame);
     }
 
     /// Adds bytes that make up whole frames.
@@ -124,7 +137,7 @@ impl Frames {
 }
 
 /// Gives what precedes a body of `body_bytes` on the wire: length and kind.
-fn frame_header(kind: u8, body_bytes: usize) -> [u8; 5] {
+fn frame_header(kind: u8, body_bytes: usize) -> [u8; FRAME_HEADER_BYTES] {
     assert!(body_bytes < FRAME_BYTES_MAX, "a frame of {body_bytes} bytes is over the limit");
     let length = u32::try_from(body_bytes + 1).expect("the limit fits");
     let [a, b, c, d] = length.to_le_bytes();
@@ -311,6 +324,7 @@ impl Decoder {
                 }
                 return Ok(Some(cut(frame)));
             }
+            self.gather(end);
         }
         self.gather(LENGTH_BYTES);
         let Some(length) = self.partial.first_chunk() else { return Ok(None) };
@@ -353,7 +367,7 @@ fn frame_bytes(length: [u8; LENGTH_BYTES]) -> Result<usize, Error> {
 
 /// Takes a whole frame apart.
 fn cut(frame: Bytes) -> Frame {
-    Frame { kind: frame[LENGTH_BYTES], body: frame.slice(LENGTH_BYTES + 1..) }
+    Frame { kind: frame[LENGTH_BYTES], body: frame.slice(FRAME_HEADER_BYTES..) }
 }
 
 #[cfg(test)]
@@ -393,6 +407,23 @@ mod tests {
             assert_eq!(decoded.body.as_ptr(), chunk[start..].as_ptr());
         }
         assert!(decoder.is_between_frames());
+    }
+
+    #[test]
+    fn frames_in_place_are_as_others_and_neighbours_make_one_piece() {
+        let mut memory = BytesMut::with_capacity(2 * COPY_BYTES_MAX);
+        let start = memory.as_ptr();
+        let (mut frames, mut others) = (Frames::default(), Vec::new());
+        for bytes in [10, 0, 20, COPY_BYTES_MAX, 5] {
+            memory.put_bytes(0, FRAME_HEADER_BYTES);
+            memory.put_bytes(7, bytes);
+            frames.push_in_place(3, memory.split());
+            others.extend(Frame { kind: 3, body: vec![7; bytes].into() }.encode());
+        }
+        let pieces = frames.take();
+        assert_eq!((pieces.concat(), pieces[0].as_ptr()), (others, start));
+        let lengths: Vec<_> = pieces.iter().map(Bytes::len).collect();
+        assert_eq!(lengths, [30 + 15, COPY_BYTES_MAX + 5 + 10]);
     }
 
     #[test]

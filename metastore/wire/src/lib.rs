@@ -129,7 +129,9 @@ pub use authority::Authority;
 pub use connection::{Connection, Peer};
 pub use endpoint::{Endpoint, Server, check_reachable};
 pub use error::Error;
-pub use frame::{FRAME_BYTES_MAX, Frame, FrameReceiver, FrameSender, Frames, Stream};
+pub use frame::{
+    FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameReceiver, FrameSender, Frames, Stream,
+};
 pub use handshake::PROTOCOL_VERSIONS;
 pub use identity::{Identity, IdentityError, PeerName, Role};
 pub use net::{Net, Sockets};

@@ -32,7 +32,7 @@ fn places(records: &Records) -> Vec<Place> {
 }
 
 async fn assert_read(reader: &Reader, records: &Records) {
-    let read = reader.read_many(places(records)).await;
+    let read = reader.read_many(places(records), 0).await;
     assert_eq!(read.len(), records.len());
     for (read, (_, payload)) in read.into_iter().zip(records) {
         assert_eq!(read.unwrap(), payload);
@@ -66,7 +66,7 @@ async fn what_is_read_takes_no_memory_but_its_own() {
     let without = self::reader(&disk);
     for reader in [reader, without] {
         let wanted = [all[0].0, all[2].0, all[3].0];
-        let read = reader.read_many(wanted.to_vec()).await;
+        let read = reader.read_many(wanted.to_vec(), 0).await;
         let addresses: Vec<_> =
             read.into_iter().map(|read| read.unwrap().as_ptr().addr()).collect();
         assert_eq!(addresses[1..], [addresses[0] + 10, addresses[0] + 20]);
@@ -99,7 +99,7 @@ async fn a_bad_record_spoils_no_other() {
     let all = write(&mut tail, &[vec![100; 9]], None);
     let bad = all[4].0;
     disk.flip_bit(&name(1), bad.offset as usize + 30, 0);
-    let read = reader(&disk).read_many(places(&all)).await;
+    let read = reader(&disk).read_many(places(&all), 0).await;
     for (read, (place, payload)) in read.into_iter().zip(&all) {
         match read {
             Ok(read) => assert_eq!(read, payload),
@@ -112,7 +112,7 @@ async fn a_bad_record_spoils_no_other() {
     // Nor does one that the file ends before.
     let end = all[8].0.offset;
     disk.open(&name(1)).unwrap().set_len(end.into()).unwrap();
-    let read = reader(&disk).read_many(places(&all)).await;
+    let read = reader(&disk).read_many(places(&all), 0).await;
     let bad: Vec<_> = (0..9).filter(|index| read[*index].is_err()).collect();
     assert_eq!(bad, [4, 8]);
     assert!(matches!(read[8], Err(ReadError::Corrupt { .. })));
@@ -139,7 +139,7 @@ async fn a_disk_that_fails_and_a_file_that_is_gone_are_told_from_corruption() {
     before.read(all[0].0).await.unwrap();
     disk.fail_reads(&name(1), true);
     for reader in [&before, &after] {
-        for read in reader.read_many(places(&all)).await {
+        for read in reader.read_many(places(&all), 0).await {
             assert!(matches!(read, Err(ReadError::Log(LogError::Io { .. }))), "{read:?}");
         }
     }
@@ -165,6 +165,11 @@ async fn much_is_read_past_the_cache() {
     disk.spoil_cache(&name(1), begin..end);
     assert_read(&reader, &all[..1].to_vec()).await;
     assert_eq!(disk.reads() - before, 3);
+    // What was read into the same memory before is not taken for what is there now.
+    assert_read(&reader, &all).await;
+    disk.open(&name(1)).unwrap().set_len(all[50].0.offset.into()).unwrap();
+    let read = reader.read_many(places(&all), 0).await;
+    assert!(read.iter().enumerate().all(|(index, read)| read.is_ok() == (index < 50)));
 }
 
 proptest! {
