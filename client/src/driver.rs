@@ -231,7 +231,7 @@ impl Driver {
             let metadata = self.writer.metadata();
             let (bookie, open) = (metadata.last_fragment().ensemble[place], adds_to(metadata));
             let (driver, bookies) = (self.this.clone(), self.bookies.clone());
-            let hear = Box::new(move |said| match said {
+            let hear = Arc::new(move |said| match said {
                 Said::Added(first, last) => {
                     if let Some(driver) = driver.upgrade() {
                         with(&driver, |driver| driver.on_added(place, tenure, first, last));
