@@ -17,14 +17,14 @@ use tokio::time::{Duration, Instant, sleep_until, timeout};
 
 use crate::bell::{Bell, Turns};
 use crate::bookies::{Bookies, Traffic, refusal, unreachable, within};
-use crate::outbox::{Batch, Outlet};
+use crate::outbox::{Batch, Outlet, Part};
 
 /// A deadline that is missed by as much was slept through: this process stood still.
 const STOOD_STILL: Duration = Duration::from_secs(1);
 /// Once so many bytes of entries are gathered they are sent.
 const SENT_BYTES: usize = 256 << 10;
-/// How much room is made at first for frames that are gathered into one piece.
-const COPIED_BYTES: usize = 16 << 10;
+/// The least room that is made for frames that are gathered into one piece.
+const COPIED_BYTES_MIN: usize = 16 << 10;
 
 /// The stream of adds to one bookie. Once this is dropped what waits is sent, and the stream ends.
 pub(crate) struct Adds(Arc<Shared>);
@@ -34,8 +34,10 @@ pub(crate) struct Adder {
     /// Without its number, which the stream gives it.
     pub(crate) open: OpenAdds,
     /// Hears what the bookie says. Not called from within any call of this module.
-    pub(crate) hear: Box<dyn Fn(Said) + Send + Sync>,
+    pub(crate) hear: Hear,
 }
+
+pub(crate) type Hear = Arc<dyn Fn(Said) + Send + Sync>;
 
 /// What an adder hears.
 pub(crate) enum Said {
@@ -52,6 +54,15 @@ struct Shared {
     turns: Arc<Turns>,
 }
 
+/// What was gathered before.
+#[derive(Default)]
+struct Before {
+    /// The adder of the last entries, and of those that follow.
+    adder: Option<u32>,
+    /// How many bytes were copied into one piece, as will be about the next time.
+    copied_bytes: usize,
+}
+
 #[derive(Default)]
 struct State {
     adders: BTreeMap<u32, Entered>,
@@ -66,9 +77,9 @@ struct State {
 }
 
 struct Entered {
-    adder: Arc<Adder>,
-    /// The bookie knows of it.
-    opened: bool,
+    hear: Hear,
+    /// What the bookie is to be told of it, until it was.
+    open: Option<Box<OpenAdds>>,
     outlet: Outlet,
     /// What has been sent and is not answered, in ascending order, and when it went out.
     unanswered: VecDeque<(EntryId, Instant)>,
@@ -102,9 +113,9 @@ impl Adds {
         let number = state.next;
         state.next += 1;
         let bell = self.0.turns.bell(number);
-        let outlet = outlet(bell);
-        let (adder, unanswered) = (Arc::new(adder), VecDeque::new());
-        state.adders.insert(number, Entered { adder, opened: false, outlet, unanswered });
+        let open = Some(Box::new(OpenAdds { adder: number, ..adder.open }));
+        let (outlet, unanswered) = (outlet(bell), VecDeque::new());
+        state.adders.insert(number, Entered { hear: adder.hear, open, outlet, unanswered });
     }
 }
 
@@ -129,8 +140,8 @@ async fn run(shared: Arc<Shared>, bookies: Bookies, bookie: BookieId) {
         state.ended = Some(refusal.clone());
         mem::take(&mut state.adders)
     };
-    for Entered { adder, .. } in adders.into_values() {
-        (adder.hear)(Said::Ended(refusal.clone()));
+    for Entered { hear, .. } in adders.into_values() {
+        hear(Said::Ended(refusal.clone()));
     }
 }
 
@@ -153,14 +164,14 @@ impl Shared {
     }
 
     async fn send(&self, sender: &mut FrameSender) -> Result<(), Refusal> {
-        let mut current = None;
+        let mut before = Before::default();
         loop {
-            let (mut frames, batches) = self.gather(&mut current);
+            let (mut frames, parts) = self.gather(&mut before);
             if !frames.is_empty() {
                 let sent = timeout(self.deadline, sender.send_encoded(&mut frames)).await;
                 sent.map_err(|_| late(self.deadline))?.map_err(unreachable)?;
                 // Only here are the entries dropped: their room is taken until QUIC has the bytes.
-                drop(batches);
+                drop(parts);
             } else if self.lock().dropped {
                 return Ok(());
             } else {
@@ -169,11 +180,11 @@ impl Shared {
         }
     }
 
-    /// Gathers what is to be sent now, or much of it. The entries that follow are of the current
-    /// adder.
-    fn gather(&self, current: &mut Option<u32>) -> (Vec<Bytes>, Vec<Batch>) {
-        let mut frames = Frames::with_capacity(COPIED_BYTES);
-        let (mut batches, mut bytes) = (Vec::new(), 0);
+    /// Gathers what is to be sent now, or much of it.
+    fn gather(&self, before: &mut Before) -> (Vec<Bytes>, Vec<Part>) {
+        let copied_bytes = before.copied_bytes.next_power_of_two();
+        let mut frames = Frames::with_capacity(copied_bytes.clamp(COPIED_BYTES_MIN, SENT_BYTES));
+        let (mut batch, mut parts, mut bytes) = (Batch::default(), Vec::new(), 0);
         // Whatever the last of an adder takes along is not dropped under the lock.
         let mut ended = Vec::new();
         let now = Instant::now();
@@ -183,30 +194,32 @@ impl Shared {
         {
             let number = bell.number;
             let Some(entered) = state.adders.get_mut(&number) else { continue };
-            let Some(batch) = entered.outlet.take() else {
+            if !entered.outlet.take(&mut batch) {
                 ended.extend(state.remove(number));
                 continue;
-            };
+            }
             if batch.is_empty() {
                 continue;
             }
-            if !mem::replace(&mut entered.opened, true) {
-                let open = OpenAdds { adder: number, ..entered.adder.open.clone() };
+            if let Some(open) = entered.open.take() {
                 frames.push(kind::OPEN_ADDS, &open.encode_to_vec().into());
             }
-            if current.replace(number) != Some(number) {
+            if before.adder.replace(number) != Some(number) {
                 frames.push(kind::ADDER, &Bytes::copy_from_slice(&encode_adder(number)));
             }
             entered.unanswered.extend(batch.entries().map(|entry| (entry, now)));
             batch.put_in(&mut frames);
             bytes += batch.bytes();
-            batches.push(batch);
+            batch.move_to(&mut parts);
         }
         for number in mem::take(&mut state.closed) {
             frames.push(kind::CLOSE_ADDS, &Bytes::copy_from_slice(&encode_adder(number)));
         }
         drop(state);
-        (frames.take(), batches)
+        if !parts.is_empty() {
+            before.copied_bytes = parts.iter().map(Part::copied_bytes).sum();
+        }
+        (frames.take(), parts)
     }
 
     async fn receive(&self, receiver: &mut FrameReceiver) -> Result<(), Refusal> {
@@ -238,10 +251,10 @@ impl Shared {
                 // One that was closed or refused meanwhile waits for nothing.
                 let hearer = self.lock().adders.get_mut(&adder).map(|entered| {
                     entered.answered(first, last);
-                    Arc::clone(&entered.adder)
+                    Arc::clone(&entered.hear)
                 });
-                if let Some(adder) = hearer {
-                    (adder.hear)(Said::Added(first, last));
+                if let Some(hear) = hearer {
+                    hear(Said::Added(first, last));
                 }
             }
             kind::ADDS_REFUSED => {
@@ -256,8 +269,8 @@ impl Shared {
     fn end(&self, adder: u32, refusal: Refusal) {
         let entered = self.lock().remove(adder);
         self.turns.wake();
-        if let Some(Entered { adder, .. }) = entered {
-            (adder.hear)(Said::Ended(refusal));
+        if let Some(Entered { hear, .. }) = entered {
+            hear(Said::Ended(refusal));
         }
     }
 
@@ -295,7 +308,7 @@ impl Shared {
 impl State {
     fn remove(&mut self, number: u32) -> Option<Entered> {
         let entered = self.adders.remove(&number)?;
-        if entered.opened {
+        if entered.open.is_none() {
             self.closed.push(number);
         }
         Some(entered)

@@ -8,14 +8,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use inkfast_protocol::writer::WriteError;
 use inkfast_protocol::{EntryId, LedgerId, PAYLOAD_BYTES_MAX};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 
 use crate::Error;
 use crate::bookies::Bookies;
 use crate::catalog::{Catalog, Versioned};
 use crate::confirmations::Confirmation;
-use crate::driver::{Driver, Progress, with};
+use crate::driver::{Driver, with};
 use crate::room::ENTRY_ROOM_MIN;
 
 /// The one writer of an open ledger.
@@ -27,7 +27,7 @@ pub struct LedgerWriter {
     ledger: LedgerId,
     close_deadline: Duration,
     driver: Arc<Mutex<Driver>>,
-    progress: watch::Receiver<Progress>,
+    moved: Arc<Notify>,
     room: Arc<Semaphore>,
     /// Whoever has it is next to append. It is fair, so entries are numbered in the order of the
     /// calls.
@@ -43,9 +43,9 @@ impl LedgerWriter {
     ) -> Self {
         let ledger = created.1.ledger;
         let driver = Driver::start(bookies, catalog, created, strict_racks);
-        let (progress, room) = with(&driver, |driver| (driver.progress(), driver.room()));
+        let (moved, room) = with(&driver, |driver| (driver.moved(), driver.room()));
         let close_deadline = bookies.deadlines().close;
-        Self { ledger, close_deadline, driver, progress, room, turn: tokio::sync::Mutex::default() }
+        Self { ledger, close_deadline, driver, moved, room, turn: tokio::sync::Mutex::default() }
     }
 
     /// Returns the ledger's id.
@@ -81,20 +81,16 @@ impl LedgerWriter {
 
     /// Returns the highest entry that is confirmed; none when no entry is yet.
     pub fn last_add_confirmed(&self) -> Option<EntryId> {
-        self.progress.borrow().confirmed
+        with(&self.driver, |driver| driver.confirmed())
     }
 
     /// Waits until an entry above `known` is confirmed, and returns the highest that is.
     pub async fn confirmed_beyond(&self, known: Option<EntryId>) -> Result<EntryId, Error> {
-        let mut progress = self.progress.clone();
-        let moved = progress.wait_for(|p| p.confirmed > known || p.failed.is_some()).await;
-        match moved {
-            Ok(now) => match now.confirmed {
-                Some(confirmed) if now.confirmed > known => Ok(confirmed),
-                _ => Err(now.failed.clone().unwrap_or(Error::Closed(self.ledger))),
-            },
-            Err(_) => Err(Error::Closed(self.ledger)),
-        }
+        let beyond = |driver: &Driver| match driver.confirmed() {
+            Some(confirmed) if Some(confirmed) > known => Some(Ok(confirmed)),
+            _ => driver.failed().cloned().map(Err),
+        };
+        self.wait_for(beyond).await
     }
 
     /// Waits until everything that was appended so far is confirmed, and returns the last add
@@ -111,9 +107,7 @@ impl LedgerWriter {
 
     /// Waits until an append fails, and returns why. The writer can then only close.
     pub async fn failed(&self) -> Error {
-        let mut progress = self.progress.clone();
-        let failed = progress.wait_for(|p| p.failed.is_some()).await;
-        failed.ok().and_then(|p| p.failed.clone()).unwrap_or(Error::Closed(self.ledger))
+        self.wait_for(|driver| driver.failed().cloned()).await
     }
 
     /// Closes the ledger at the last add confirmed, and returns that. Appends that are not
@@ -122,15 +116,24 @@ impl LedgerWriter {
     /// [`Error::Fenced`] says that another client ended the ledger, where it found its end to be.
     pub async fn close(self) -> Result<Option<EntryId>, Error> {
         with(&self.driver, Driver::close);
-        let mut progress = self.progress.clone();
-        let closed = timeout(self.close_deadline, progress.wait_for(|p| p.closed.is_some())).await;
-        let unsettled = || Error::of_writer(self.ledger, WriteError::Unsettled);
-        let closed = closed.map_err(|_| unsettled())?;
-        closed.ok().and_then(|p| p.closed.clone()).unwrap_or(Err(Error::Closed(self.ledger)))
+        let closed = timeout(self.close_deadline, self.wait_for(Driver::closed)).await;
+        closed.unwrap_or_else(|_| Err(Error::of_writer(self.ledger, WriteError::Unsettled)))
     }
 
     fn failure(&self) -> Error {
-        self.progress.borrow().failed.clone().unwrap_or(Error::Closed(self.ledger))
+        with(&self.driver, |driver| driver.failed().cloned()).unwrap_or(Error::Closed(self.ledger))
+    }
+
+    /// Waits until the driver shows what is looked for.
+    async fn wait_for<T>(&self, look: impl Fn(&Driver) -> Option<T>) -> T {
+        loop {
+            // It hears of what happens from here on.
+            let moved = self.moved.notified();
+            if let Some(found) = with(&self.driver, |driver| look(driver)) {
+                return found;
+            }
+            moved.await;
+        }
     }
 }
 

@@ -52,8 +52,32 @@ impl Bell {
     /// Asks for a turn; once until it is taken. Call it after there is something to send.
     pub(crate) fn ring(self: &Arc<Self>) {
         if !self.rung.swap(true, Ordering::SeqCst) {
-            self.turns.lock().push_back(Arc::clone(self));
-            self.turns.wake();
+            let mut rung = self.turns.lock();
+            rung.push_back(Arc::clone(self));
+            // Whoever waits has found that nobody had rung.
+            if rung.len() == 1 {
+                drop(rung);
+                self.turns.wake();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Duration, timeout};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_waits_is_woken_each_time_that_somebody_rings_again() {
+        let turns = Arc::<Turns>::default();
+        let bells = [0, 1].map(|number| turns.bell(number));
+        for _ in 0..3 {
+            bells.iter().for_each(Bell::ring);
+            timeout(Duration::from_secs(10), turns.wait()).await.expect("somebody has rung");
+            assert_eq!([turns.next().unwrap().number, turns.next().unwrap().number], [0, 1]);
+            assert!(turns.next().is_none());
         }
     }
 }

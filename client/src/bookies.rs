@@ -30,7 +30,7 @@ struct Shared {
     deadlines: Deadlines,
     remotes: Mutex<BTreeMap<(BookieId, Traffic), Remote>>,
     adds: Mutex<BTreeMap<BookieId, Adds>>,
-    untold: AtomicU32,
+    moving: AtomicU32,
 }
 
 /// What a connection is for. A reader that does not take what it asked for fills the window of its
@@ -51,7 +51,7 @@ impl Bookies {
             deadlines,
             remotes: Mutex::default(),
             adds: Mutex::default(),
-            untold: AtomicU32::new(0),
+            moving: AtomicU32::new(0),
         }))
     }
 
@@ -63,9 +63,9 @@ impl Bookies {
         &self.0.registry
     }
 
-    /// Counts the ledgers of which bookies are to be told the last add confirmed.
-    pub(crate) fn untold(&self) -> &AtomicU32 {
-        &self.0.untold
+    /// Counts the ledgers whose writers have entries in flight, or something to tell the bookies.
+    pub(crate) fn moving(&self) -> &AtomicU32 {
+        &self.0.moving
     }
 
     /// Notes that a bookie takes no adds of some ledger. If that may be so for all ledgers, it is

@@ -8,7 +8,7 @@ use std::time::Duration;
 use inkfast_protocol::messages::{FragmentBrief, OpenAdds};
 use inkfast_protocol::writer::{Action, CasOutcome, WriteError, Writer};
 use inkfast_protocol::{Entry, EntryId, LedgerId, LedgerMetadata, MetadataVersion, Places, Tenure};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::Error;
@@ -47,14 +47,19 @@ pub(crate) struct Driver {
     appended_at: Instant,
     /// When the bookies were last told the last add confirmed by itself.
     told_at: Instant,
-    /// It is counted among those that are to tell the bookies the last add confirmed.
-    untold: bool,
+    /// It is counted among those that move.
+    moving: bool,
     /// When the driver is tended next; none if nothing is due.
     tended_at: Option<Instant>,
     /// Has it tended now. Closed with the driver.
     tend: watch::Sender<()>,
     questions: mpsc::Sender<Question>,
-    progress: watch::Sender<Progress>,
+    /// Why it can only close.
+    failed: Option<Error>,
+    /// How its close ended.
+    closed: Option<Result<Option<EntryId>, Error>>,
+    /// Wakes whoever waits for any of that, or for the last add confirmed.
+    moved: Arc<Notify>,
     room: Arc<Semaphore>,
     this: Weak<Mutex<Self>>,
 }
@@ -62,17 +67,6 @@ pub(crate) struct Driver {
 struct Waiting {
     entry: EntryId,
     room: Room,
-}
-
-/// How far a writer has come.
-#[derive(Clone, Default)]
-pub(crate) struct Progress {
-    /// The last add confirmed.
-    pub(crate) confirmed: Option<EntryId>,
-    /// Why it can only close.
-    pub(crate) failed: Option<Error>,
-    /// How its close ended.
-    pub(crate) closed: Option<Result<Option<EntryId>, Error>>,
 }
 
 /// What the writer wants of the metastore.
@@ -108,11 +102,13 @@ impl Driver {
                 appended: None,
                 appended_at: now,
                 told_at: now,
-                untold: false,
+                moving: false,
                 tended_at: None,
                 tend,
                 questions,
-                progress: watch::Sender::new(Progress::default()),
+                failed: None,
+                closed: None,
+                moved: Arc::default(),
                 room: Arc::new(Semaphore::new(ROOM_BYTES)),
                 this: this.clone(),
             })
@@ -143,7 +139,7 @@ impl Driver {
         Ok(self.confirmations.of(entry))
     }
 
-    /// Closes the ledger; the progress tells how it ended.
+    /// Closes the ledger.
     pub(crate) fn close(&mut self) {
         self.writer.close();
         self.drain();
@@ -153,8 +149,24 @@ impl Driver {
         self.writer.metadata().ledger
     }
 
-    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
-        self.progress.subscribe()
+    /// Returns the highest entry that is confirmed.
+    pub(crate) const fn confirmed(&self) -> Option<EntryId> {
+        self.writer.last_add_confirmed()
+    }
+
+    /// Returns why it can only close, if so.
+    pub(crate) const fn failed(&self) -> Option<&Error> {
+        self.failed.as_ref()
+    }
+
+    /// Returns how its close ended, if it has.
+    pub(crate) fn closed(&self) -> Option<Result<Option<EntryId>, Error>> {
+        self.closed.clone()
+    }
+
+    /// Returns what wakes those who wait for any of that to change.
+    pub(crate) fn moved(&self) -> Arc<Notify> {
+        Arc::clone(&self.moved)
     }
 
     pub(crate) fn room(&self) -> Arc<Semaphore> {
@@ -196,12 +208,21 @@ impl Driver {
                 Action::Cas { version, metadata } => {
                     self.ask(Question::Cas(version, Box::new(metadata)));
                 }
-                Action::Closed { last } => self.closed(Ok(last)),
-                Action::NotClosed(error) => self.closed(Err(self.error(error))),
+                Action::Closed { last } => self.end(Ok(last)),
+                Action::NotClosed(error) => self.end(Err(self.error(error))),
             }
         }
         self.send(sending);
         self.see_to_tending();
+    }
+
+    fn on_added(&mut self, place: usize, tenure: Tenure, first: EntryId, last: EntryId) {
+        let before = self.confirmed();
+        self.writer.on_added(place, tenure, first, last);
+        // Otherwise nothing follows from it.
+        if self.confirmed() > before {
+            self.drain();
+        }
     }
 
     /// Opens the stream to a place, unless it is there.
@@ -210,9 +231,11 @@ impl Driver {
             let metadata = self.writer.metadata();
             let (bookie, open) = (metadata.last_fragment().ensemble[place], adds_to(metadata));
             let (driver, bookies) = (self.this.clone(), self.bookies.clone());
-            let hear = Box::new(move |said| match said {
+            let hear = Arc::new(move |said| match said {
                 Said::Added(first, last) => {
-                    tell(&driver, |writer| writer.on_added(place, tenure, first, last));
+                    if let Some(driver) = driver.upgrade() {
+                        with(&driver, |driver| driver.on_added(place, tenure, first, last));
+                    }
                 }
                 Said::Ended(refusal) => {
                     tracing::info!(place, %bookie, %refusal, "a bookie takes no more adds of a ledger");
@@ -239,7 +262,7 @@ impl Driver {
         while self.waiting.pop_front_if(|waiting| waiting.entry <= up_to).is_some() {}
         self.confirmations.confirm(up_to);
         self.overdue_at = Instant::now() + self.bookies.deadlines().quorum;
-        self.progress.send_modify(|progress| progress.confirmed = Some(up_to));
+        self.moved.notify_waiters();
     }
 
     fn fail(&mut self, error: WriteError) {
@@ -247,7 +270,8 @@ impl Driver {
         self.waiting.clear();
         self.confirmations.fail(error.clone());
         self.outbox.close();
-        self.progress.send_modify(|progress| progress.failed = Some(error));
+        self.failed = Some(error);
+        self.moved.notify_waiters();
         self.room.close();
     }
 
@@ -256,8 +280,9 @@ impl Driver {
         assert!(asked.is_ok(), "the writer asks one question at a time");
     }
 
-    fn closed(&mut self, end: Result<Option<EntryId>, Error>) {
-        self.progress.send_modify(|progress| progress.closed = Some(end));
+    fn end(&mut self, end: Result<Option<EntryId>, Error>) {
+        self.closed = Some(end);
+        self.moved.notify_waiters();
     }
 
     fn error(&self, error: WriteError) -> Error {
@@ -267,7 +292,7 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.count_untold(false);
+        self.count_moving(false);
     }
 }
 

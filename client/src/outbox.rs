@@ -1,9 +1,9 @@
-//! What is on its way from one writer to its bookies. An entry is made a frame once; all places
-//! that take it share the bytes, each at its own pace.
+//! What is on its way from one writer to its bookies. Entries that wait together are made frames
+//! once; all places that take them share the bytes, each at its own pace.
 
 use std::collections::VecDeque;
-use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{mem, slice};
 
 use bytes::Bytes;
 use inkfast_protocol::messages::{encode_number, kind};
@@ -32,10 +32,10 @@ pub(crate) struct Outlet {
     bell: Arc<Bell>,
 }
 
-/// What a place is to send next. The room of its entries is taken until it is dropped.
+/// What a place is to send next.
 #[derive(Default)]
 pub(crate) struct Batch {
-    parts: Vec<Arc<Part>>,
+    parts: Vec<Part>,
     /// The last add confirmed, behind the entries.
     word: Option<EntryId>,
 }
@@ -45,19 +45,36 @@ pub(crate) struct Batch {
 pub(crate) struct Full;
 
 struct Shared {
-    /// The part that is being made. It is in the queues once one of the places wants it, or the
-    /// next entry goes elsewhere or does not fit.
-    newest: Part,
+    /// The part that is being made: this entry alone, or the run. It is in the queues once one of
+    /// the places wants it, or the next entry goes elsewhere or does not fit.
+    newest: Option<One>,
+    newest_run: Run,
     newest_frames: Frames,
+    /// Where it goes; nowhere if no part is being made.
     newest_places: Places,
     /// How long the next piece of small frames will probably become: as the last.
     expected_bytes: usize,
     queues: Vec<Option<Queue>>,
 }
 
-/// Entries that go to the same places.
+/// Entries that go to the same places. Their room is taken until it is dropped.
+#[derive(Clone)]
+pub(crate) enum Part {
+    One(One),
+    Run(Arc<Run>),
+}
+
+/// An entry that is made a frame only where it is sent, which costs less than to share the frame.
+#[derive(Clone)]
+pub(crate) struct One {
+    id: EntryId,
+    bytes: Bytes,
+    room: Option<Room>,
+}
+
+/// Entries that are made frames together.
 #[derive(Default)]
-struct Part {
+pub(crate) struct Run {
     entries: Vec<EntryId>,
     bytes: usize,
     rooms: Vec<Room>,
@@ -66,7 +83,7 @@ struct Part {
 }
 
 struct Queue {
-    parts: VecDeque<Arc<Part>>,
+    parts: VecDeque<Part>,
     word: Option<EntryId>,
     closed: bool,
     bell: Arc<Bell>,
@@ -75,7 +92,8 @@ struct Queue {
 impl Outbox {
     pub(crate) fn new(places: usize) -> Self {
         Self(Arc::new(Mutex::new(Shared {
-            newest: Part::default(),
+            newest: None,
+            newest_run: Run::default(),
             newest_frames: Frames::default(),
             newest_places: Places::default(),
             expected_bytes: 0,
@@ -107,25 +125,16 @@ impl Outbox {
     ) -> Result<(), Full> {
         let mut shared = lock(&self.0);
         let places = shared.with_outlet(places);
-        let bytes = shared.newest.bytes + entry.bytes().len();
-        let begins = shared.newest_places != places || bytes > PART_BYTES_MAX;
-        if begins {
-            shared.finish_newest();
-            shared.begin(places)?;
-        }
         if places == Places::default() {
             return Ok(());
         }
-        shared.newest_frames.push(kind::ENTRY, entry.bytes());
-        shared.newest.bytes += entry.bytes().len();
-        shared.newest.entries.push(entry.id());
-        if let Some(room) = room
-            && !shared.newest.rooms.last().is_some_and(|last| last.is(room))
-        {
-            shared.newest.rooms.push(room.clone());
-        }
-        if begins {
-            queues_at(&mut shared.queues, places).for_each(|queue| queue.bell.ring());
+        let bytes = shared.newest_bytes() + entry.bytes().len();
+        if shared.newest_places == places && bytes <= PART_BYTES_MAX {
+            shared.extend_newest(entry, room);
+        } else {
+            shared.finish_newest();
+            let one = One { id: entry.id(), bytes: entry.bytes().clone(), room: room.cloned() };
+            shared.begin(one, places)?;
         }
         Ok(())
     }
@@ -157,10 +166,10 @@ impl Drop for Outbox {
 }
 
 impl Outlet {
-    /// Takes what is to be sent next, which may be nothing; none once the outbox is closed and all
-    /// was given out. Rings if there is more.
-    pub(crate) fn take(&self) -> Option<Batch> {
-        lock(&self.shared).take(self.place, &self.bell)
+    /// Puts what is to be sent next, which may be nothing, into an empty batch. Rings if there is
+    /// more. Says whether something may follow: not once the outbox is closed and all was given out.
+    pub(crate) fn take(&self, batch: &mut Batch) -> bool {
+        lock(&self.shared).take(self.place, &self.bell, batch)
     }
 }
 
@@ -180,7 +189,7 @@ impl Drop for Outlet {
 impl Batch {
     /// Returns the entries, in the order in which they are sent.
     pub(crate) fn entries(&self) -> impl Iterator<Item = EntryId> {
-        self.parts.iter().flat_map(|part| &part.entries).copied()
+        self.parts.iter().flat_map(Part::entries).copied()
     }
 
     pub(crate) const fn is_empty(&self) -> bool {
@@ -189,16 +198,60 @@ impl Batch {
 
     /// Tells how many bytes the entries are.
     pub(crate) fn bytes(&self) -> usize {
-        self.parts.iter().map(|part| part.bytes).sum()
+        self.parts.iter().map(Part::bytes).sum()
+    }
+
+    /// Moves its parts behind others, and is empty then.
+    pub(crate) fn move_to(&mut self, sent: &mut Vec<Part>) {
+        sent.append(&mut self.parts);
+        self.word = None;
     }
 
     /// Adds its frames to others.
     pub(crate) fn put_in(&self, frames: &mut Frames) {
-        for piece in self.parts.iter().flat_map(|part| &part.pieces) {
-            frames.push_encoded(piece);
+        for part in &self.parts {
+            match part {
+                Part::One(one) => frames.push(kind::ENTRY, &one.bytes),
+                Part::Run(run) => run.pieces.iter().for_each(|piece| frames.push_encoded(piece)),
+            }
         }
         if let Some(word) = self.word {
             frames.push(kind::CONFIRMED, &Bytes::copy_from_slice(&encode_number(word.get())));
+        }
+    }
+}
+
+impl Part {
+    fn entries(&self) -> &[EntryId] {
+        match self {
+            Self::One(one) => slice::from_ref(&one.id),
+            Self::Run(run) => &run.entries,
+        }
+    }
+
+    /// Tells how many of the bytes are copied where they are sent.
+    pub(crate) fn copied_bytes(&self) -> usize {
+        if let Self::One(one) = self { one.bytes.len() } else { 0 }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::One(one) => one.bytes.len(),
+            Self::Run(run) => run.bytes,
+        }
+    }
+}
+
+impl Run {
+    /// Adds an entry, and its frame to those of the others.
+    fn push(&mut self, id: EntryId, bytes: &Bytes, room: Option<&Room>, frames: &mut Frames) {
+        frames.push(kind::ENTRY, bytes);
+        self.bytes += bytes.len();
+        self.entries.push(id);
+        if let Some(room) = room
+            && !self.rooms.last().is_some_and(|last| last.is(room))
+        {
+            self.rooms.push(room.clone());
         }
     }
 }
@@ -212,43 +265,59 @@ impl Shared {
             .collect()
     }
 
-    /// Begins a part, which is empty still.
-    fn begin(&mut self, places: Places) -> Result<(), Full> {
+    /// Begins a part, and rings for its places.
+    fn begin(&mut self, one: One, places: Places) -> Result<(), Full> {
         if queues_at(&mut self.queues, places).any(|queue| queue.parts.len() == PARTS_MAX) {
             return Err(Full);
         }
-        self.newest_places = places;
-        self.newest_frames = Frames::with_capacity(self.expected_bytes);
+        (self.newest, self.newest_places) = (Some(one), places);
+        queues_at(&mut self.queues, places).for_each(|queue| queue.bell.ring());
         Ok(())
     }
 
-    /// Puts the newest part into the queues. The next is expected to become as long.
+    fn newest_bytes(&self) -> usize {
+        self.newest.as_ref().map_or(self.newest_run.bytes, |one| one.bytes.len())
+    }
+
+    /// Adds an entry to the part that is being made.
+    fn extend_newest(&mut self, entry: &Entry, room: Option<&Room>) {
+        let (run, frames) = (&mut self.newest_run, &mut self.newest_frames);
+        if let Some(first) = self.newest.take() {
+            *frames = Frames::with_capacity(self.expected_bytes);
+            run.push(first.id, &first.bytes, first.room.as_ref(), frames);
+        }
+        run.push(entry.id(), entry.bytes(), room, frames);
+    }
+
+    /// Puts the newest part into the queues. The next run is expected to become as long.
     fn finish_newest(&mut self) {
         let places = mem::take(&mut self.newest_places);
-        if self.newest.entries.is_empty() {
+        if places == Places::default() {
             return;
         }
-        let mut part = mem::take(&mut self.newest);
-        part.pieces = self.newest_frames.take();
-        self.expected_bytes = part.pieces[0].len();
-        let part = Arc::new(part);
+        let part = self.newest.take().map_or_else(|| self.finish_run(), Part::One);
         for queue in queues_at(&mut self.queues, places) {
-            queue.parts.push_back(Arc::clone(&part));
+            queue.parts.push_back(part.clone());
         }
     }
 
-    /// Takes what waits for a place now, or much of it; none if nothing will come.
-    fn take(&mut self, place: usize, bell: &Arc<Bell>) -> Option<Batch> {
+    fn finish_run(&mut self) -> Part {
+        let pieces = self.newest_frames.take();
+        self.expected_bytes = pieces[0].len();
+        Part::Run(Arc::new(Run { pieces, ..mem::take(&mut self.newest_run) }))
+    }
+
+    /// Takes what waits for a place now, or much of it. Says whether something may follow.
+    fn take(&mut self, place: usize, bell: &Arc<Bell>, batch: &mut Batch) -> bool {
         if self.newest_places.contains(place) {
             self.finish_newest();
         }
-        let queue = self.queue(place, bell)?;
-        let mut batch = Batch::default();
+        let Some(queue) = self.queue(place, bell) else { return false };
         let mut bytes = 0;
         while bytes < BATCH_BYTES
             && let Some(part) = queue.parts.pop_front()
         {
-            bytes += part.bytes;
+            bytes += part.bytes();
             batch.parts.push(part);
         }
         if queue.parts.is_empty() {
@@ -258,7 +327,7 @@ impl Shared {
         if !queue.parts.is_empty() || (queue.closed && !ended) {
             queue.bell.ring();
         }
-        (!ended).then_some(batch)
+        !ended
     }
 
     /// Returns the queue of a place if it is still that of the outlet.

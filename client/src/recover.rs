@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use inkfast_protocol::messages::OpenAdds;
 use inkfast_protocol::recovery::{Action, Recovery, Round};
@@ -203,7 +204,7 @@ impl Streams {
         let outbox = Outbox::new(1);
         let open = OpenAdds { ledger: self.ledger.get(), ..OpenAdds::default() };
         let (bookies, events) = (self.bookies.clone(), self.events.clone());
-        let hear = Box::new(move |said| {
+        let hear = Arc::new(move |said| {
             // There is room for as many as can be under way.
             let _ = events.try_send(match said {
                 Said::Added(first, last) => Event::Written(place, first..=last),

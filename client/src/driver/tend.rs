@@ -14,12 +14,13 @@ use super::{Driver, with};
 use crate::placement::{self, Candidate, Lacking};
 
 /// How long nothing is appended before the bookies are told the last add confirmed, which the next
-/// entry would tell. For so long a tail waits for the last entry; more often than that, nothing is
-/// sent for it.
+/// entry would tell. For so long a tail waits for the last entry once that is confirmed; more often
+/// than that, nothing is sent for it.
 const IDLE: Duration = Duration::from_millis(2);
 
-/// With more ledgers than these that are to be told something, each waits longer in proportion, and
-/// mostly until its next entry tells it: all writers of a client tell no more often than these do.
+/// With more ledgers than these that move, each waits longer in proportion, and mostly until its
+/// next entry tells it: all writers of a client tell, and look whether to tell, no more often than
+/// these do.
 const TOLD_SOON: u32 = 16;
 
 /// How long a writer that gives up waits for the metadata, which may tell that it was fenced.
@@ -64,7 +65,7 @@ impl Driver {
         if self.writer.is_choosing() {
             self.choose();
         }
-        if self.idle_at().is_some_and(|at| at <= now) {
+        if self.writer.is_untold() && self.idle_at() <= now {
             self.told_at = now;
             self.writer.on_idle();
         }
@@ -76,17 +77,19 @@ impl Driver {
         // What this brings about must not wake us again.
         self.tended_at = Some(now);
         self.drain();
-        self.tended_at = self.due();
+        self.tended_at = self.is_moving().then(|| self.look_at(now));
         Next { at: self.tended_at, choosing: self.writer.is_choosing() }
     }
 
-    /// Has the driver tended earlier than it was to be, if that is needed now.
+    /// Has the driver tended from now on, if it has begun to move. To wake it for each entry would
+    /// be dear.
     pub(super) fn see_to_tending(&mut self) {
-        self.count_untold(self.writer.is_untold());
-        if let Some(due) = self.due()
-            && self.tended_at.is_none_or(|at| at > due)
-        {
-            self.tended_at = Some(due);
+        let moving = self.is_moving();
+        self.count_moving(moving);
+        let overdue_at = (!self.waiting.is_empty()).then_some(self.overdue_at);
+        let in_time = |at| overdue_at.is_none_or(|overdue_at| at <= overdue_at);
+        if moving && !self.tended_at.is_some_and(in_time) {
+            self.tended_at = Some(self.appended_at);
             self.tend.send_replace(());
         }
     }
@@ -113,22 +116,32 @@ impl Driver {
         self.writer.on_chosen(&chosen);
     }
 
-    fn due(&self) -> Option<Instant> {
-        let overdue_at = (!self.waiting.is_empty()).then_some(self.overdue_at);
-        self.idle_at().into_iter().chain(overdue_at).min()
+    /// Says whether something is in flight, or the bookies are to be told what was confirmed.
+    fn is_moving(&self) -> bool {
+        !self.waiting.is_empty() || self.writer.is_untold()
     }
 
-    fn idle_at(&self) -> Option<Instant> {
-        let pause = || IDLE * (1 + self.bookies.untold().load(Ordering::Relaxed) / TOLD_SOON);
-        self.writer.is_untold().then(|| self.appended_at.max(self.told_at) + pause())
+    /// Tells when a driver that moves is tended after now.
+    fn look_at(&self, now: Instant) -> Instant {
+        let idle_at = self.idle_at();
+        let at = if idle_at > now { idle_at } else { now + self.pause() };
+        if self.waiting.is_empty() { at } else { at.min(self.overdue_at) }
     }
 
-    /// Counts the ledger among those that are to be told something, or not any more.
-    pub(super) fn count_untold(&mut self, untold: bool) {
-        if self.untold != untold {
-            self.untold = untold;
-            let count = self.bookies.untold();
-            let add = if untold { 1 } else { u32::MAX };
+    fn idle_at(&self) -> Instant {
+        self.appended_at.max(self.told_at) + self.pause()
+    }
+
+    fn pause(&self) -> Duration {
+        IDLE * (1 + self.bookies.moving().load(Ordering::Relaxed) / TOLD_SOON)
+    }
+
+    /// Counts the ledger among those that move, or not any more.
+    pub(super) fn count_moving(&mut self, moving: bool) {
+        if self.moving != moving {
+            self.moving = moving;
+            let count = self.bookies.moving();
+            let add = if moving { 1 } else { u32::MAX };
             count.fetch_add(add, Ordering::Relaxed);
         }
     }

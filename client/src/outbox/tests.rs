@@ -22,11 +22,12 @@ fn places<const N: usize>(places: [usize; N]) -> Places {
 
 /// Gives what is there for an outlet now: none if there is nothing, or it has ended.
 fn now(outlet: &Outlet) -> Option<Batch> {
-    outlet.take().filter(|batch| !batch.is_empty())
+    let mut batch = Batch::default();
+    (outlet.take(&mut batch) && !batch.is_empty()).then_some(batch)
 }
 
 fn has_ended(outlet: &Outlet) -> bool {
-    outlet.take().is_none()
+    !outlet.take(&mut Batch::default())
 }
 
 fn frames(batch: &Batch) -> Vec<Bytes> {
