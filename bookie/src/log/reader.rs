@@ -197,9 +197,9 @@ impl Files {
             result => result.map_err(LogError::io("read", place.segment))?,
         };
         let payload = payload(&segment, place, &stored.bytes()[(place.offset - start) as usize..]);
-        payload
-            .map(|payload| copies.add(payload))
-            .ok_or_else(|| corrupt(place.segment, place.offset))
+        let payload = payload.map(|payload| copies.add(payload));
+        self.put_aside(stored);
+        payload.ok_or_else(|| corrupt(place.segment, place.offset))
     }
 
     fn segment(&self, number: SegmentNumber) -> Result<Arc<Segment>, ReadError> {

@@ -22,8 +22,8 @@ use super::{BookieService, Served, bad, refuse, send};
 use crate::store::{Add, Batch, Outcome, Outcomes, Written};
 use crate::stores::{Home, Stores};
 
-/// The most entries that are handed on at once.
-const LOT_MAX: usize = 256;
+/// The most entries, and turns of adders, that are handed on at once.
+pub(super) const LOT_MAX: usize = 512;
 /// The most bytes of entries that are handed on at once; a larger entry goes alone.
 const LOT_BYTES_MAX: usize = 256 << 10;
 /// The most outcomes that are answered at once.
@@ -68,8 +68,8 @@ pub(super) struct Adding {
     /// What of them is in no lot yet.
     entries: Vec<Entry>,
     /// What is handed on next, to each store.
-    lots: BTreeMap<usize, Vec<Batch>>,
-    /// How many entries have come since lots were handed on, and how many bytes they are.
+    pub(super) lots: BTreeMap<usize, Vec<Batch>>,
+    /// How many entries and turns have come since lots were handed on, and how many bytes they are.
     come: usize,
     come_bytes: usize,
     /// Who is gone, but has something in a lot: until that is handed on its ledger may not get
@@ -146,7 +146,7 @@ impl Adding {
         }
     }
 
-    async fn on_frame(&mut self, frame: Frame) -> Result<(), Refusal> {
+    pub(super) async fn on_frame(&mut self, frame: Frame) -> Result<(), Refusal> {
         match frame.kind {
             kind::ENTRY => {
                 let bytes = frame.body.len();
@@ -173,7 +173,7 @@ impl Adding {
                 }
             }
             kind::ADDER => {
-                self.gather()?;
+                self.end_turn().await?;
                 self.current = adder_of(&frame)?;
             }
             kind::OPEN_ADDS => {
@@ -181,7 +181,7 @@ impl Adding {
                 self.open(&open).await?;
             }
             kind::CLOSE_ADDS => {
-                self.gather()?;
+                self.end_turn().await?;
                 let number = adder_of(&frame)?;
                 match self.adders.get_mut(&number) {
                     Some(adder) if adder.home.is_none() => adder.closed = true,
@@ -242,6 +242,13 @@ impl Adding {
             self.adders.remove(&number);
         }
         Ok(())
+    }
+
+    /// Gathers what has come of the current adder. Many turns without an entry are handed on too.
+    async fn end_turn(&mut self) -> Result<(), Refusal> {
+        self.gather()?;
+        self.come += 1;
+        if self.come >= LOT_MAX { self.hand_on().await } else { Ok(()) }
     }
 
     /// Hands on what has come.

@@ -1,10 +1,10 @@
 //! Streams of adds that many ledgers share.
 
-use inkfast_protocol::messages::{ADDERS_MAX, Added, AddsRefused, encode_adder};
+use inkfast_protocol::messages::{ADDERS_MAX, Added, AddsRefused, encode_adder, encode_number};
 
 use super::*;
 use crate::disk::Space;
-use crate::service::adds::Adding;
+use crate::service::adds::{Adding, LOT_MAX};
 
 /// What a bookie says of adds.
 #[derive(Debug, PartialEq, Eq)]
@@ -138,6 +138,20 @@ async fn refusals_that_nobody_reads_are_bounded() {
     // One is read.
     drop(happened.recv().await);
     adding.open(&impossible(many + 1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn turns_without_entries_are_handed_on_too() {
+    let (outcomes, _happened) = mpsc::unbounded_channel();
+    let mut adding = Adding::new(stores(0).await, outcomes);
+    adding.open(&OpenAdds { ledger: LEDGER, ..OpenAdds::default() }).await.unwrap();
+    for confirmed in 0..10 * LOT_MAX as u64 {
+        let turn = Bytes::copy_from_slice(&encode_adder(0));
+        adding.on_frame(Frame { kind: kind::ADDER, body: turn }).await.unwrap();
+        let word = Bytes::copy_from_slice(&encode_number(confirmed));
+        adding.on_frame(Frame { kind: kind::CONFIRMED, body: word }).await.unwrap();
+        assert!(adding.lots.values().map(Vec::len).sum::<usize>() <= LOT_MAX);
+    }
 }
 
 #[tokio::test]
