@@ -66,6 +66,8 @@ struct Before {
 #[derive(Default)]
 struct State {
     adders: BTreeMap<u32, Entered>,
+    /// What the bookie is to be told of those adders of which it does not know yet.
+    unopened: BTreeMap<u32, OpenAdds>,
     /// The number of the next adder.
     next: u32,
     /// The adders of which the bookie is to hear that they have ended.
@@ -78,8 +80,6 @@ struct State {
 
 struct Entered {
     hear: Hear,
-    /// What the bookie is to be told of it, until it was.
-    open: Option<Box<OpenAdds>>,
     outlet: Outlet,
     /// What has been sent and is not answered, in ascending order, and when it went out.
     unanswered: VecDeque<(EntryId, Instant)>,
@@ -113,9 +113,9 @@ impl Adds {
         let number = state.next;
         state.next += 1;
         let bell = self.0.turns.bell(number);
-        let open = Some(Box::new(OpenAdds { adder: number, ..adder.open }));
+        state.unopened.insert(number, OpenAdds { adder: number, ..adder.open });
         let (outlet, unanswered) = (outlet(bell), VecDeque::new());
-        state.adders.insert(number, Entered { hear: adder.hear, open, outlet, unanswered });
+        state.adders.insert(number, Entered { hear: adder.hear, outlet, unanswered });
     }
 }
 
@@ -188,7 +188,8 @@ impl Shared {
         // Whatever the last of an adder takes along is not dropped under the lock.
         let mut ended = Vec::new();
         let now = Instant::now();
-        let mut state = self.lock();
+        let mut locked = self.lock();
+        let state = &mut *locked;
         while bytes < SENT_BYTES
             && let Some(bell) = self.turns.next()
         {
@@ -201,9 +202,7 @@ impl Shared {
             if batch.is_empty() {
                 continue;
             }
-            if let Some(open) = entered.open.take() {
-                frames.push(kind::OPEN_ADDS, &open.encode_to_vec().into());
-            }
+            open_up_to(number, &mut state.unopened, &mut frames);
             if before.adder.replace(number) != Some(number) {
                 frames.push(kind::ADDER, &Bytes::copy_from_slice(&encode_adder(number)));
             }
@@ -215,7 +214,7 @@ impl Shared {
         for number in mem::take(&mut state.closed) {
             frames.push(kind::CLOSE_ADDS, &Bytes::copy_from_slice(&encode_adder(number)));
         }
-        drop(state);
+        drop(locked);
         if !parts.is_empty() {
             before.copied_bytes = parts.iter().map(Part::copied_bytes).sum();
         }
@@ -308,7 +307,7 @@ impl Shared {
 impl State {
     fn remove(&mut self, number: u32) -> Option<Entered> {
         let entered = self.adders.remove(&number)?;
-        if entered.open.is_none() {
+        if self.unopened.remove(&number).is_none() {
             self.closed.push(number);
         }
         Some(entered)
@@ -326,6 +325,19 @@ impl Entered {
     }
 }
 
+/// Tells the bookie of adders, in the order of their numbers: the first of them is not always the
+/// first to have something to send.
+fn open_up_to(number: u32, unopened: &mut BTreeMap<u32, OpenAdds>, frames: &mut Frames) {
+    while let Some(first) = unopened.first_entry()
+        && *first.key() <= number
+    {
+        frames.push(kind::OPEN_ADDS, &first.remove().encode_to_vec().into());
+    }
+}
+
 fn late(deadline: Duration) -> Refusal {
     Refusal::Unknown(format!("an add was not answered within {deadline:?}"))
 }
+
+#[cfg(test)]
+mod tests;
