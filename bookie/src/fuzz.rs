@@ -14,6 +14,7 @@ use inkfast_protocol::{BookieId, Entry, EntryHeader, EntryId, LedgerId};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index as Choice;
+use smallvec::smallvec;
 use uuid::Uuid;
 
 use crate::disk::{BLOCK_BYTES, Disk, MemoryDisk};
@@ -124,7 +125,7 @@ fn a_segment() -> Vec<u8> {
         let (appender, mut completions) = tail.start(Executor::Inline);
         for id in 0..6 {
             let payloads =
-                vec![an_entry(2 * id).bytes().clone(), an_entry(2 * id + 1).bytes().clone()];
+                smallvec![an_entry(2 * id).bytes().clone(), an_entry(2 * id + 1).bytes().clone()];
             appender.push(log::Append { kind: record::ENTRY, payloads, token: () });
             assert!(completions.next().await.unwrap().is_some());
         }

@@ -12,6 +12,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use inkfast_protocol::gate::Record;
 use inkfast_protocol::{Entry, LedgerId, WriterId};
+use smallvec::{SmallVec, smallvec};
 use uuid::Uuid;
 
 /// The kind of an entry.
@@ -21,19 +22,21 @@ const WRITER: u8 = 3;
 const TOMBSTONE: u8 = 4;
 
 /// Encodes what a gate wants to be written of a ledger: the kind, and the payload of each record.
-pub(crate) fn encode(ledger: LedgerId, record: &Record) -> (u8, Vec<Bytes>) {
+pub(crate) fn encode(ledger: LedgerId, record: &Record) -> (u8, SmallVec<[Bytes; 1]>) {
     match record {
         Record::Entries(run) => {
             (ENTRY, run.entries().iter().map(|entry| entry.bytes().clone()).collect())
         }
-        Record::Fence => (FENCE, vec![Bytes::copy_from_slice(&ledger.get().to_le_bytes())]),
-        Record::Tombstone => (TOMBSTONE, vec![Bytes::copy_from_slice(&ledger.get().to_le_bytes())]),
+        Record::Fence => (FENCE, smallvec![Bytes::copy_from_slice(&ledger.get().to_le_bytes())]),
+        Record::Tombstone => {
+            (TOMBSTONE, smallvec![Bytes::copy_from_slice(&ledger.get().to_le_bytes())])
+        }
         Record::Writer { id, fragment } => {
             let mut payload = BytesMut::with_capacity(24 + fragment.len());
             payload.put_u64_le(ledger.get());
             payload.put_slice(id.0.as_bytes());
             payload.put_slice(fragment);
-            (WRITER, vec![payload.freeze()])
+            (WRITER, smallvec![payload.freeze()])
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use smallvec::smallvec;
 use uuid::Uuid;
 
 use super::writer::Committed;
@@ -63,7 +64,7 @@ fn new_log() -> (MemoryDisk, Tail) {
 
 fn append<T>(payload: &[u8], token: T) -> Append<T> {
     let kind = u8::try_from(payload.len() % 256).unwrap();
-    Append { kind, payloads: vec![Bytes::copy_from_slice(payload)], token }
+    Append { kind, payloads: smallvec![Bytes::copy_from_slice(payload)], token }
 }
 
 fn commit(tail: &mut Tail, payloads: &[Vec<u8>]) -> Result<Records, LogError> {

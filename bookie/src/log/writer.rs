@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use smallvec::{SmallVec, smallvec};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
@@ -44,7 +45,7 @@ pub struct Append<T> {
     pub kind: u8,
     /// One of each record. Several take at most [`APPEND_BYTES_MAX`] in the log; one alone is at
     /// most [`PAYLOAD_BYTES_MAX`]. If there is none, the token tells when all before is durable.
-    pub payloads: Vec<Bytes>,
+    pub payloads: SmallVec<[Bytes; 1]>,
     /// Comes back with the records' places.
     pub token: T,
 }
@@ -54,7 +55,7 @@ impl<T> Append<T> {
     /// durable the file is another's.
     pub fn dropping(number: SegmentNumber, token: T) -> Self {
         let payload = Bytes::copy_from_slice(&number.0.to_le_bytes());
-        Self { kind: KIND_DROPPED, payloads: vec![payload], token }
+        Self { kind: KIND_DROPPED, payloads: smallvec![payload], token }
     }
 }
 
@@ -75,12 +76,12 @@ pub struct Durable<T> {
     /// The token that was given with them.
     pub token: T,
     /// Where they are.
-    pub places: Vec<Place>,
+    pub places: SmallVec<[Place; 1]>,
 }
 
 impl<T> Durable<T> {
-    const fn nothing(token: T) -> Self {
-        Self { token, places: Vec::new() }
+    fn nothing(token: T) -> Self {
+        Self { token, places: SmallVec::new() }
     }
 }
 
@@ -248,7 +249,7 @@ impl Tail {
         let (mut durable, mut dropped) = (Vec::with_capacity(appends.len()), Vec::new());
         let mut records: usize = appends.iter().map(|append| append.payloads.len()).sum();
         for Append { kind, payloads, token } in appends {
-            let mut places = Vec::with_capacity(payloads.len());
+            let mut places = SmallVec::with_capacity(payloads.len());
             for payload in payloads {
                 records -= 1;
                 let payload_bytes = record::length(&payload);

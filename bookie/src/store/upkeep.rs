@@ -11,6 +11,7 @@ use std::mem;
 use bytes::Bytes;
 use inkfast_protocol::gate::{Gate, Record};
 use inkfast_protocol::{EntryId, LedgerId, Refusal};
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::checkpoint::Indexed;
@@ -198,7 +199,7 @@ impl Owner {
     }
 
     fn write_again(&mut self, (ledger, entries): Move) {
-        let (entries, payloads) = entries.into_iter().unzip();
+        let (entries, payloads): (_, SmallVec<_>) = entries.into_iter().unzip();
         let token = Token::Moved(ledger, entries);
         self.ledgers.on_write(ledger);
         self.write(Append { kind: record::ENTRY, payloads, token });
@@ -223,7 +224,7 @@ impl Owner {
 
     /// Tells when all that was written before is durable.
     fn tell_when_durable(&self, done: oneshot::Sender<()>) {
-        self.write(Append { kind: 0, payloads: Vec::new(), token: Token::Done(done) });
+        self.write(Append { kind: 0, payloads: SmallVec::new(), token: Token::Done(done) });
     }
 
     fn write(&self, append: Append<Token>) {

@@ -17,8 +17,8 @@
 //!
 //! Numbers are little-endian.
 
-use std::fmt;
 use std::sync::Arc;
+use std::{fmt, slice};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -55,40 +55,54 @@ pub struct EntryHeader {
 
 /// Entries in ascending order of their ids, at least one. Cloning is cheap.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Run(Arc<[Entry]>);
+pub struct Run(Entries);
+
+/// One by itself has no memory of its own: with many ledgers most runs are of one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Entries {
+    One(Entry),
+    Many(Arc<[Entry]>),
+}
 
 impl Run {
     /// Makes a run of entries in ascending order; none if there is no entry, or not in order.
     pub fn new(entries: impl IntoIterator<Item = Entry>) -> Option<Self> {
-        let entries: Arc<[Entry]> = entries.into_iter().collect();
+        let mut entries = entries.into_iter();
+        let first = entries.next()?;
+        let Some(second) = entries.next() else { return Some(first.into()) };
+        let entries: Arc<[Entry]> = [first, second].into_iter().chain(entries).collect();
         let is_sorted = entries.is_sorted_by(|one, next| one.id() < next.id());
-        (is_sorted && !entries.is_empty()).then_some(Self(entries))
+        is_sorted.then_some(Self(Entries::Many(entries)))
     }
 
     /// Returns the entries.
     pub fn entries(&self) -> &[Entry] {
-        &self.0
+        match &self.0 {
+            Entries::One(entry) => slice::from_ref(entry),
+            Entries::Many(entries) => entries,
+        }
     }
 
     /// Returns the lowest.
     pub fn first(&self) -> &Entry {
-        &self.0[0]
+        &self.entries()[0]
     }
 
     /// Returns the highest.
     pub fn last(&self) -> &Entry {
-        &self.0[self.0.len() - 1]
+        &self.entries()[self.entries().len() - 1]
     }
 
     /// Returns the entry of an id, if it is one of them.
     pub fn get(&self, id: EntryId) -> Option<&Entry> {
-        self.0.binary_search_by_key(&id, Entry::id).ok().map(|index| &self.0[index])
+        let entries = self.entries();
+        entries.binary_search_by_key(&id, Entry::id).ok().map(|index| &entries[index])
     }
 }
 
 impl From<Entry> for Run {
     fn from(entry: Entry) -> Self {
-        Self([entry].into())
+        Self(Entries::One(entry))
     }
 }
 

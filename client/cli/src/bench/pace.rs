@@ -7,6 +7,9 @@ use tokio::sync::{Mutex, mpsc};
 /// How many operations may be overdue and not begun before the clock waits. They keep the time
 /// they were due at.
 const OVERDUE_MAX: usize = 1 << 16;
+/// The least pause of the clock, after which it gives out all that has become due: to wake up for
+/// each operation by itself would take more of the machine than many of them do.
+const PAUSE_MIN: Duration = Duration::from_micros(200);
 
 /// Gives out the beginnings of operations, to any number of tasks, until the time is over.
 pub(super) struct Pace {
@@ -47,7 +50,9 @@ fn tick(rate: u32, until: Instant, ring: &mpsc::Sender<Instant>) {
         if due.max(now) >= until {
             return;
         }
-        std::thread::sleep(due.saturating_duration_since(now));
+        if due > now {
+            std::thread::sleep((due - now).max(PAUSE_MIN));
+        }
         if ring.blocking_send(due).is_err() {
             return;
         }

@@ -67,7 +67,7 @@ async fn append(
     while begun.elapsed() < lasts {
         let since = Instant::now();
         appender.ready().await?;
-        appender.push(Append { kind: 1, payloads: vec![payload.clone()], token: () });
+        appender.push(Append { kind: 1, payloads: [payload.clone()].into(), token: () });
         completions.next().await?;
         note(&mut latencies_us, since);
     }
