@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, mpsc};
 const OVERDUE_MAX: usize = 1 << 16;
 /// The least pause of the clock, after which it gives out all that has become due: to wake up for
 /// each operation by itself would take more of the machine than many of them do.
-const PAUSE_MIN: Duration = Duration::from_micros(200);
+const PAUSE_MIN: Duration = Duration::from_millis(1);
 
 /// Gives out the beginnings of operations, to any number of tasks, until the time is over.
 pub(super) struct Pace {
