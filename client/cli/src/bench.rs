@@ -2,7 +2,8 @@
 //!
 //! Without a rate the loop is closed: as many operations as the window allows are under way, and
 //! each that ends makes room for the next. With a rate the loop is open: an operation is due at
-//! its time whether or not the cluster keeps up, and its latency counts from then.
+//! its time whether or not the cluster keeps up, and its latency counts from then. Above 1000 a
+//! second they begin a millisecond's worth at a time, when the last of them is due.
 
 use std::fmt;
 use std::ops::RangeInclusive;

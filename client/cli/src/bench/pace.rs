@@ -7,9 +7,9 @@ use tokio::sync::{Mutex, mpsc};
 /// How many operations may be overdue and not begun before the clock waits. They keep the time
 /// they were due at.
 const OVERDUE_MAX: usize = 1 << 16;
-/// The least pause of the clock, after which it gives out all that has become due: to wake up for
-/// each operation by itself would take more of the machine than many of them do.
-const PAUSE_MIN: Duration = Duration::from_millis(1);
+/// How often a second the clock wakes up at most, to give out all that has become due: to wake up
+/// for each operation by itself would take more of the machine than many of them do.
+const TICKS_MAX: u32 = 1000;
 
 /// Gives out the beginnings of operations, to any number of tasks, until the time is over.
 pub(super) struct Pace {
@@ -44,16 +44,16 @@ impl Pace {
 
 fn tick(rate: u32, until: Instant, ring: &mpsc::Sender<Instant>) {
     let begun = Instant::now();
-    for count in 0_u64.. {
-        let due = begun + Duration::from_secs_f64(count as f64 / f64::from(rate));
-        let now = Instant::now();
-        if due.max(now) >= until {
+    let due = |count: u64| begun + Duration::from_secs_f64(count as f64 / f64::from(rate));
+    let together = u64::from(rate.div_ceil(TICKS_MAX));
+    for count in 0.. {
+        let (now, last_of_tick) = (Instant::now(), count - count % together + together - 1);
+        let tick = due(last_of_tick);
+        if tick.max(now) >= until {
             return;
         }
-        if due > now {
-            std::thread::sleep((due - now).max(PAUSE_MIN));
-        }
-        if ring.blocking_send(due).is_err() {
+        std::thread::sleep(tick.saturating_duration_since(now));
+        if ring.blocking_send(due(count)).is_err() {
             return;
         }
     }
@@ -71,6 +71,18 @@ mod tests {
         for count in 1..40 {
             let due = pace.next().await.unwrap();
             let expected = Duration::from_millis(count);
+            assert!((due - first).abs_diff(expected) < Duration::from_micros(10));
+        }
+    }
+
+    #[tokio::test]
+    async fn none_of_many_operations_begins_before_it_is_due() {
+        let pace = Pace::start(Duration::from_secs(60), Some(70_500));
+        let first = pace.next().await.unwrap();
+        for count in 1..1000 {
+            let due = pace.next().await.unwrap();
+            assert!(due <= Instant::now());
+            let expected = Duration::from_secs(1) * count / 70_500;
             assert!((due - first).abs_diff(expected) < Duration::from_micros(10));
         }
     }
